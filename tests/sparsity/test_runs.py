@@ -97,6 +97,8 @@ def test_the_log_says_what_the_masks_are(tmp_path: Path) -> None:
     assert 0 < last["inference_flops"] < last["training_flops"] < 1
     assert last["exploration"] > last["density"]
     assert last["density/head.fc"] <= 1
+    assert 0 < last["prune_rate"] < 0.5
+    assert (run.folder / "sparsity.png").exists()
 
 
 def test_run_json_of_a_sparse_run_reloads(tmp_path: Path) -> None:

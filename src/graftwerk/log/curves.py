@@ -1,4 +1,4 @@
-"""`curves.png`: loss, accuracy and learning rate of a run."""
+"""`curves.png`: loss, accuracy and learning rate of a run; draws `sparsity.png` too."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from typing_extensions import override
 
-from graftwerk.log import metrics_csv, words
+from graftwerk.log import density, metrics_csv, words
 from graftwerk.log.files import replace
 from graftwerk.log.jsonl import Line, read, surviving
 from graftwerk.log.metrics_csv import Row, column
 from graftwerk.log.sink import Sink
+from graftwerk.log.style import STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,21 +30,6 @@ WIDE_RANGE = 30
 """A loss that falls by a larger factor is drawn on a logarithmic axis."""
 
 TRAIN, EVAL, EMA, RATE, BEST = "#4C72B0", "#DD8452", "#55A868", "#7A7A7A", "#C44E52"
-STYLE: dict[Any, Any] = {
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
-    "axes.grid": True,
-    "grid.color": "#E3E3E3",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "lines.linewidth": 2,
-    "legend.frameon": False,
-}
 
 
 def draw(path: Path, title: str, rows: Sequence[Row], records: Sequence[Line] = ()) -> None:
@@ -173,6 +159,7 @@ class Curves(Sink):
         try:
             rows = metrics_csv.read(self._folder / "metrics.csv")
             draw(self._folder / "curves.png", self._folder.name, rows, self.records)
+            density.draw(self._folder / "sparsity.png", self._folder.name, self.records)
             self._stale = False
         finally:
             now = time.monotonic()

@@ -110,7 +110,7 @@ class DynamicSparsity(StaticSparsity):
         self._scorer.begin(t, step.batch)
         active = [layer.units() for layer in self.layers]
         removed, grown = self._choose(t, active)
-        self._scores |= self._compare(t, active, removed)
+        self._scores |= {"prune_rate": self.rate(t), **self._compare(t, active, removed)}
         for i, (layer, was, gone, new) in enumerate(
             zip(self.layers, active, removed, grown, strict=True)
         ):
