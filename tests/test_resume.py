@@ -81,6 +81,9 @@ def test_killed_run_ends_bit_identical(tmp_path: Path, words: list[str]) -> None
     assert (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
     losses = [{r["step"]: r["loss"] for r in records(folder, "train")} for folder in (one, other)]
     assert losses[0] == losses[1]
+    replicas = [r for r in records(one, "event") if r["event"] == "replicas"]
+    assert bool(replicas) == ("sync=gossip" in words)
+    assert all(r["bytes_sent"] > 0 and r["consensus_distance"] > 0 for r in replicas)
 
 
 @pytest.mark.parametrize(

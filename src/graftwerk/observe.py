@@ -273,6 +273,8 @@ class Observer:
         if self.logbook is not None:
             epoch = (step.number + 1) / parts.plan.steps_per_epoch
             self.logbook.row(epoch, {"train_loss": train_loss, **scores, "lr": rates[0]})
+            if facts := parts.sync.metrics():
+                self.logbook.event("replicas", step=step.number + 1, **facts)
         self._record_clock += time.monotonic() - began
         return better
 
