@@ -107,6 +107,44 @@ class Images(Data, kind="images"):
         return open_images(self.path, self.holdout, seed)
 
 
+class Archives(Data):
+    """Images in archives at `path` (one, or a folder of them), read in place by an index.
+
+    The index is written beside them at the first use; later openings take no time.
+    """
+
+    path: Path
+    holdout: float = Field(default=0.1, gt=0, lt=1)
+    """The share of each class held out where the archives tell no split."""
+
+
+class Tar(Archives, kind="tar"):
+    """Tar archives, or tar archives of tar archives; an image's folder is its class."""
+
+    def find(self, seed: int) -> Splits:
+        from graftwerk.data.archives import open_tar
+
+        return open_tar(self.path, self.holdout, seed)
+
+
+class Zip(Archives, kind="zip"):
+    """Zip archives; an image's folder is its class."""
+
+    def find(self, seed: int) -> Splits:
+        from graftwerk.data.archives import open_zip
+
+        return open_zip(self.path, self.holdout, seed)
+
+
+class Shards(Archives, kind="shards"):
+    """WebDataset's shards, as ``train-{000000..000099}.tar`` or a folder of them."""
+
+    def find(self, seed: int) -> Splits:
+        from graftwerk.data.archives import open_shards
+
+        return open_shards(self.path, self.holdout, seed)
+
+
 class TorchvisionData(Data):
     """One of torchvision's data sets in its usual files below `path`; never downloaded.
 
