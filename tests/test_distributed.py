@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from conftest import require_program
 from graftwerk.distributed import (
     first_host,
     port_of_job,
@@ -16,8 +15,8 @@ from graftwerk.distributed import (
     tasks_on_node,
 )
 from graftwerk.launch.local import run_workers
+from graftwerk.rehearse.cluster import Cluster
 from running import PYTHON, TINY, command, only_run, records
-from slurm import PROGRAMS, private_slurm
 
 KEYS = ["steps=3", "batch.micro=16", "log.every=1", "save=1 epoch", "evaluate.every=1000"]
 
@@ -47,9 +46,8 @@ def losses(folder: Path) -> list[float]:
     return [record["loss"] for record in records(only_run(folder), "train")]
 
 
-def test_torchrun_srun_and_local_workers_train_the_same(tmp_path: Path) -> None:
+def test_torchrun_srun_and_local_workers_train_the_same(tmp_path: Path, slurm: Cluster) -> None:
     """Three launchers, one command, two ranks each: the same losses to the last bit."""
-    require_program(*PROGRAMS)
     words = ["run", TINY, *KEYS]
     env = os.environ | PYTHON | {"OMP_NUM_THREADS": "1"}
 
@@ -60,16 +58,10 @@ def test_torchrun_srun_and_local_workers_train_the_same(tmp_path: Path) -> None:
     torchrun += ["--nproc-per-node=2", "-m", "graftwerk", *words]
     subprocess.run([*torchrun, f"log.folder={tmp_path / 'torchrun'}"], env=env, check=True)
 
-    with private_slurm(tmp_path / "slurm") as clients:
-        srun = ["srun", "--ntasks=2", *command(*words, f"log.folder={tmp_path / 'srun'}")]
-        subprocess.run(srun, env=env | clients | {"MASTER_ADDR": "127.0.0.1"}, check=True)
-        shown = subprocess.run(
-            ["srun", "--ntasks=2", sys.executable, "-c", RANKS],
-            env=env | clients,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+    env |= {"MASTER_ADDR": "127.0.0.1"}
+    srun = ["srun", "--nodelist=n1", "--ntasks=2"]
+    slurm.run(*srun, *command(*words, f"log.folder={tmp_path / 'srun'}"), env=env)
+    shown = slurm.run(*srun, sys.executable, "-c", RANKS, env=env)
     assert sorted(map(json.loads, shown.stdout.splitlines())) == [
         [[0, 2, 0, 2], "n1"],
         [[1, 2, 1, 2], "n1"],
@@ -87,12 +79,10 @@ print(json.dumps([ranks_from_environment(), os.environ["MASTER_ADDR"]]))
 """
 
 
-def test_first_host_of_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    require_program(*PROGRAMS)
-    with private_slurm(tmp_path / "slurm") as clients:
-        for name in ("SLURM_CONF", "PATH"):
-            monkeypatch.setenv(name, clients[name])
-        assert first_host("gpu[07-09],login1") == "gpu07"
+def test_first_host_of_a_list(slurm: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in slurm.env.items():
+        monkeypatch.setenv(name, value)
+    assert first_host("gpu[07-09],login1") == "gpu07"
 
 
 def test_failing_worker_ends_the_others_with_its_code(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ ROOT = Path(graftwerk.__file__).parent
 LAYERS = """
     __main__
     cli
-    launch
+    launch rehearse
     start score reconstruct
     recipes
     grid

@@ -143,6 +143,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--mask-ratio", type=float, help="share that is hidden; default: the run's")
     sub.add_argument("--seed", type=int, default=0, help="of the masks")
     sub.add_argument("--to", type=Path, default=Path("reconstruction.png"))
+    from graftwerk.rehearse.options import add_actions
+
+    sub = command(
+        rehearse,
+        "a Slurm cluster of one's own on this machine, and accidents to order",
+        usage="ACTION [option …]",
+        takes_keys=False,
+    )
+    add_actions(sub)
     return parser
 
 
@@ -302,3 +311,10 @@ def reconstruct(options: argparse.Namespace, words: list[str], arguments: list[s
         )
     )
     return DONE
+
+
+def rehearse(options: argparse.Namespace, words: list[str], arguments: list[str]) -> int:
+    del words, arguments
+    from graftwerk.rehearse.commands import rehearse
+
+    return rehearse(options)
