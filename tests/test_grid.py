@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from graftwerk.errors import ConfigError
 from graftwerk.grid import grid, together
-from graftwerk.launch.pool import run_pool
 from graftwerk.recipes import SHIPPED, find_pipeline, shipped
 from graftwerk.run import Run
 from running import graftwerk
@@ -83,11 +81,3 @@ def test_a_pool_trains_what_is_not_finished(tmp_path: Path) -> None:
     again = graftwerk(*words, cwd=tmp_path)
     assert "2 runs, 2 finished" in again.stdout
     assert len(list((tmp_path / "runs").iterdir())) == 2
-
-
-def test_a_pool_refuses_runs_that_need_each_other(tmp_path: Path) -> None:
-    first = Run(log={"folder": str(tmp_path)})  # pyright: ignore[reportArgumentType]
-    model = first.model.model_copy(update={"pretrained": first.folder})
-    second = first.model_copy(update={"model": model})
-    with pytest.raises(ConfigError, match="--jobs: a run of this pipeline starts from another"):
-        run_pool([first, second], 2)

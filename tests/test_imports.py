@@ -23,7 +23,7 @@ LAYERS = """
     pipeline train
     observe export
     runfolder pictures
-    evaluate
+    evaluate handover
     parts
     run
     objectives sync sparsity data optim log
@@ -31,7 +31,7 @@ LAYERS = """
     checkpoint meter precision seeding signals
     distributed
     elastic
-    axes
+    axes paths
     config
     errors
     __init__

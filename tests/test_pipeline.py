@@ -4,12 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import Field
 
 from doubles import tiny
 from graftwerk.config import override
+from graftwerk.data.config import Data
 from graftwerk.errors import ConfigError
 from graftwerk.models.config import Model
 from graftwerk.models.weights import read_state_dict
+from graftwerk.paths import paths
 from graftwerk.pipeline import Pipeline
 from graftwerk.run import Run
 from graftwerk.start import derived
@@ -58,10 +61,91 @@ def test_problems_name_the_run() -> None:
     ]
 
 
-@pytest.mark.parametrize("reference", ["run:second", "run:nobody"])
-def test_a_reference_to_no_earlier_run_is_refused(reference: str) -> None:
-    with pytest.raises(ConfigError, match="before this run comes first, not"):
+def test_patterns_of_names_are_overruled_by_names() -> None:
+    runs = {name: Run(name=name) for name in ("whole", "part_0", "part_1")}
+    found = Pipeline(runs).configured({"part_1.seed": 3, "part_*.seed": 2, "seed": 1})
+    assert [run.seed for run in found.values()] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("reference", ["run:frist", "run:frist/export"])
+def test_a_reference_to_nobody_is_refused(reference: str) -> None:
+    with pytest.raises(ConfigError) as error:
         pair(reference).configured({})
+    assert error.value.problems == [
+        "second.model.pretrained: there is no run 'frist' in this pipeline; did you mean 'first'?"
+    ]
+
+
+def test_runs_in_a_circle_are_refused() -> None:
+    runs = {
+        name: Run(name=name, model=Model(pretrained=Path(f"run:{other}")))
+        for name, other in (("a", "b"), ("b", "c"), ("c", "a"))
+    }
+    with pytest.raises(ConfigError, match=r"start from each other in a circle: . → . → . → ."):
+        Pipeline(runs).configured({})
+
+
+def test_a_key_of_the_tree_is_no_name() -> None:
+    with pytest.raises(ConfigError, match="optim: a key of the tree can't be a run's name"):
+        Pipeline({"optim": Run(name="a"), "b": Run(name="b")})
+
+
+class Collected(Data, kind="collected"):
+    """Paths wherever a tree may have them."""
+
+    parts: tuple[Path, ...] = ()
+    named: dict[str, Path] = Field(default_factory=dict)
+
+
+def one_four_one_one() -> Pipeline:
+    """Declared backwards: the order follows from the references."""
+    parts = [f"part_{number}" for number in range(4)]
+    whole = Collected(parts=tuple(Path(f"run:{part}/export") for part in parts))
+    runs = {
+        "finetune": Run(name="finetune", model=Model(pretrained=Path("run:whole"))),
+        "whole": Run(name="whole", data=whole, steps=0),
+    }
+    for part in parts:
+        named = {"meta": Path("run:meta"), "elsewhere": Path("/elsewhere")}
+        runs[part] = Run(name=part, data=Collected(named=named))
+    return Pipeline(runs | {"meta": Run(name="meta")})
+
+
+def test_references_in_any_path_are_edges_of_a_graph() -> None:
+    pipeline = one_four_one_one()
+    parts = tuple(f"part_{number}" for number in range(4))
+    assert pipeline.needs == {
+        "meta": (),
+        **dict.fromkeys(parts, ("meta",)),
+        "whole": parts,
+        "finetune": ("whole",),
+    }
+    runs = pipeline.configured({})
+    assert runs["finetune"].model.pretrained == runs["whole"].folder
+    assert dict(paths(runs["whole"].data)) == {
+        f"parts.{number}": runs[part].folder / "export" for number, part in enumerate(parts)
+    }
+    assert dict(paths(runs["part_2"].data)) == {
+        "named.meta": runs["meta"].folder,
+        "named.elsewhere": Path("/elsewhere"),
+    }
+
+
+def test_a_change_reaches_the_names_of_all_that_start_from_it() -> None:
+    before, after = (one_four_one_one().configured(keys) for keys in ({}, {"part_3.seed": 1}))
+    changed = [name for name, run in before.items() if run.folder != after[name].folder]
+    assert changed == ["part_3", "whole", "finetune"]
+
+
+def test_the_graph_as_text() -> None:
+    assert one_four_one_one().drawing() == [
+        "stage 1  meta",
+        "stage 2  part_0, part_1, part_2, part_3  ← meta",
+        "stage 3  whole                           ← part_0, part_1, part_2, part_3",
+        "stage 4  finetune                        ← whole",
+    ]
+    many = Pipeline({str(number): Run(name=f"{number}") for number in range(550)})
+    assert many.drawing() == ["stage 1  0, 1, … 549 (550 runs)"]
 
 
 def test_a_single_run_is_a_pipeline_too() -> None:

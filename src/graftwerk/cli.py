@@ -15,7 +15,7 @@ from graftwerk import __version__
 from graftwerk.errors import CRASH, DONE, INTERRUPTED, GraftwerkError
 
 if TYPE_CHECKING:
-    from graftwerk.run import Run
+    from graftwerk.pipeline import Pipeline
 
 GRAMMAR = """\
 key=value sets any key of the config tree; the order does not matter, and --key=value and
@@ -78,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
         usage="RECIPE [--jobs N] [key=value …]",
     )
     sub.add_argument("recipe")
-    sub.add_argument("--jobs", type=int, default=1, help="runs of a grid trained at a time")
+    sub.add_argument(
+        "--jobs", type=int, default=1, help="runs of a grid or pipeline trained at a time"
+    )
     sub = command(
         show, "print the resolved config and what follows from it", usage="RECIPE [key=value …]"
     )
@@ -177,26 +179,27 @@ def _tell(error: GraftwerkError) -> None:
         print(f"{mark}{line}", file=sys.stderr)
 
 
-def _runs_of(recipe: str, words: Sequence[str]) -> list[Run]:
-    """The runs of a recipe, in their order: one, unless it is a pipeline."""
+def _pipeline(recipe: str, words: Sequence[str]) -> Pipeline:
+    """The graph that a recipe stands for; of one run, in most cases."""
     from graftwerk.config import parse_overrides
     from graftwerk.recipes import find_pipeline
 
-    return list(find_pipeline(recipe).configured(parse_overrides(words)).values())
+    return find_pipeline(recipe).override(parse_overrides(words))
 
 
 def run(options: argparse.Namespace, words: list[str], arguments: list[str]) -> int:
-    wanted = _runs_of(options.recipe, words)
-    if options.jobs > 1 and len(wanted) > 1:
-        from graftwerk.launch.pool import run_pool
-
-        return run_pool(wanted, options.jobs)
+    pipeline = _pipeline(options.recipe, words)
+    wanted = list(pipeline.resolved().values())
     from graftwerk.launch.local import is_worker, run_workers
 
-    processes = max(one.processes for one in wanted)
-    if processes > 1 and not is_worker():
+    processes = 1 if is_worker() else max(one.processes for one in wanted)
+    if len(wanted) > 1 and max(options.jobs, processes) > 1:
+        from graftwerk.launch.pool import run_pool
+
+        return run_pool(pipeline, options.jobs)
+    if processes > 1:
         elastic = wanted[0].sync.elastic
-        if elastic is None or len(wanted) > 1:
+        if elastic is None:
             return run_workers(processes, arguments)
         from graftwerk.launch.supervise import supervise
 
@@ -211,11 +214,14 @@ def run(options: argparse.Namespace, words: list[str], arguments: list[str]) -> 
 
 def show(options: argparse.Namespace, words: list[str], arguments: list[str]) -> int:
     del arguments
-    wanted = _runs_of(options.recipe, words)
+    pipeline = _pipeline(options.recipe, words)
+    wanted = pipeline.resolved()
     from graftwerk.start import describe
 
     with contextlib.suppress(BrokenPipeError):
-        print("\n\n".join(describe(one) for one in wanted))
+        if len(wanted) > 1:
+            print("\n".join(pipeline.drawing()), end="\n\n")
+        print("\n\n".join(describe(one) for one in wanted.values()))
     return DONE
 
 

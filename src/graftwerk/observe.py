@@ -109,6 +109,9 @@ class Observer:
         return state["step"]
 
     def finish(self) -> dict[str, float]:
+        """The last scores; of a run without steps, the only ones."""
+        if self.parts.plan.total_steps == 0:
+            self.save(0, better=self._evaluate(0, lr=0.0))
         self._event("finished", **self.scores)
         return self.scores
 
@@ -182,7 +185,7 @@ class Observer:
             self._record(step, rates, grad_norm)
         better = False
         if done % self._evaluate_every == 0 or done == step.total:
-            better = self._evaluate(step, rates)
+            better = self._evaluate(done, rates[0])
         signal, clock_says_save = self.agreement.at_boundary(save=self._minutes_passed())
         if clock_says_save or self._save_is_due(done) or better or signal or done == step.total:
             self.save(done, better=better)
@@ -254,10 +257,12 @@ class Observer:
 
     # ------------------------------------------------------------ evaluation
 
-    def _evaluate(self, step: Step, rates: tuple[float, float]) -> bool:
+    def _evaluate(self, done: int, lr: float) -> bool:
         """Score weights and their average, log the row, and say whether it is the best so far."""
         parts, began = self.parts, time.monotonic()
-        scores = {f"eval_{k}": v for k, v in self._scores(parts.objective.net, step).items()}
+        scores = {
+            f"eval_{k}": v for k, v in self._scores(parts.objective.net, draw_at=done).items()
+        }
         ranked = "eval_"
         if parts.ema is not None:
             scores |= {f"ema_{k}": v for k, v in self._scores(parts.ema.module).items()}
@@ -271,15 +276,15 @@ class Observer:
         self.best = value if better else self.best
         train_loss = self.meter.take(parts.world, Meter.EVALUATION)
         if self.logbook is not None:
-            epoch = (step.number + 1) / parts.plan.steps_per_epoch
-            self.logbook.row(epoch, {"train_loss": train_loss, **scores, "lr": rates[0]})
+            epoch = done / parts.plan.steps_per_epoch
+            self.logbook.row(epoch, {"train_loss": train_loss, **scores, "lr": lr})
             if facts := parts.sync.metrics():
-                self.logbook.event("replicas", step=step.number + 1, **facts)
+                self.logbook.event("replicas", step=done, **facts)
         self._record_clock += time.monotonic() - began
         return better
 
-    def _scores(self, net: torch.nn.Module, draw_at: Step | None = None) -> dict[str, float]:
-        """Scores of `net`; with `draw_at`, pictures of it too."""
+    def _scores(self, net: torch.nn.Module, draw_at: int | None = None) -> dict[str, float]:
+        """Scores of `net`; with `draw_at`, the steps done, pictures of it too."""
         parts = self.parts
         with parts.sync.averaged(net) as averaged:
             scores = evaluate(
@@ -292,7 +297,7 @@ class Observer:
                 on_problem=self._image_skipped,
             )
             if draw_at is not None and self.logbook is not None:
-                self.pictures.draw(averaged, draw_at.number + 1, self.logbook)
+                self.pictures.draw(averaged, draw_at, self.logbook)
         return scores
 
     # ------------------------------------------------------------ checkpoints

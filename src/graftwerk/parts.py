@@ -54,7 +54,7 @@ def plan(run: Run, num_images: int, world_size: int) -> Plan:
         last=run.data.last,
     )
     steps_per_epoch = order.steps_per_epoch
-    total_steps = run.steps or max(1, round(run.epochs * steps_per_epoch))
+    total_steps = max(1, round(run.epochs * steps_per_epoch)) if run.steps is None else run.steps
     schedules.check(run.schedule, total_steps, steps_per_epoch, key="schedule")
     schedules.check(run.decay_schedule, total_steps, steps_per_epoch, key="decay_schedule")
     share = micro * accumulate
@@ -127,18 +127,18 @@ class Parts:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         return self.precision.clip(parameters, self.run.optim.clip)
 
-    def train_batches(self, start_step: int, *, workers: int | None = None) -> Iterator[Batch]:
+    def train_batches(self, start_step: int) -> Iterator[Batch]:
         """Micro-batches of this rank from `start_step` to the end of the run."""
         step, total = start_step, self.plan.total_steps
         while step < total:
             members = self.world.generation
-            batches = self._batches_of_members(step, self.workers if workers is None else workers)
+            batches = self._batches_of_members(step, self.workers)
             while step < total and members == self.world.generation:
                 yield from itertools.islice(batches, self.plan.accumulate)
                 step += 1
 
     def _batches_of_members(self, start_step: int, workers: int) -> Iterator[Batch]:
-        """Those of `train_batches` as long as nobody joins or leaves."""
+        """Those of `train_batches` as long as nobody joins or leaves; of one step at least."""
         run, world, plan = self.run, self.world, self.plan
         return train_batches(
             self.splits.train,
@@ -151,7 +151,7 @@ class Parts:
             workers=workers,
             on_error=run.data.on_error,
             start_step=start_step,
-            total_steps=plan.total_steps,
+            total_steps=max(1, plan.total_steps),
             pin_memory=world.device.type == "cuda",
         )
 
@@ -191,7 +191,7 @@ class Parts:
 
     def begin(self) -> None:
         """What a fresh run, and only a fresh run, does before its first step."""
-        batch = self.to_device(next(self.train_batches(0, workers=0)))
+        batch = self.to_device(next(self._batches_of_members(0, workers=0)))
         self.sparsity.attach(
             self.objective,
             self.optimizer,

@@ -84,8 +84,8 @@ class Run(Node):
     name: str = Field(default="run", pattern=r"^[\w.+-]+$")
     seed: int = Field(default=0, ge=0)
     epochs: float = Field(default=90.0, gt=0)
-    steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps in all; wins over `epochs`."""
+    steps: int | None = Field(default=None, ge=0)
+    """Optimizer steps in all; wins over `epochs`. 0: only evaluate, and save what there is."""
 
     objective: Objective = Supervised()
     sync: Sync = AllReduce()

@@ -6,7 +6,7 @@ import json
 import os
 from typing import Any
 
-from graftwerk import config, runfolder
+from graftwerk import config, handover, runfolder
 from graftwerk.axes import World
 from graftwerk.distributed import join, on_main
 from graftwerk.errors import DataError
@@ -37,6 +37,7 @@ def _prepare(run: Run, world: World) -> dict[str, float] | None:
         moved = runfolder.prepare(run)
         if moved is not None:
             print(f"the earlier run is kept as {moved}")
+        handover.check(run)
         return runfolder.finished(run)
 
     return on_main(world, prepare)

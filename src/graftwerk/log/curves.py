@@ -55,10 +55,10 @@ def draw(path: Path, title: str, rows: Sequence[Row], records: Sequence[Line] = 
         if has_accuracy:
             _accuracy(axes["A"], rows)
         _rate(axes["R"], rows, records)
-        last = max([line["at"] for line in records] + column(rows, "epoch"), default=1)
+        last = max([line["at"] for line in records] + column(rows, "epoch"), default=0)
         for panel in axes.values():
             panel.set_xlabel("epoch")
-            panel.set_xlim(0, 1.03 * last)
+            panel.set_xlim(0, 1.03 * (last or 1))
             panel.xaxis.set_major_locator(MaxNLocator(integer=last >= 2, steps=[1, 2, 5, 10]))
         figure.suptitle(_title(title, rows), fontsize=14, fontweight="bold", x=0.02, ha="left")
         png = io.BytesIO()

@@ -75,9 +75,9 @@ def _progress(schedule: Cosine | Linear, t: float, length: float, w: float) -> f
 
 
 def check(schedule: Schedule, total_steps: int, steps_per_epoch: int, *, key: str) -> None:
-    """Raises `ConfigError` naming `key` where the run ends before the warm-up does."""
+    """Raises `ConfigError` naming `key` where a run that trains ends before the warm-up does."""
     w = warmup_steps(schedule, steps_per_epoch)
-    if w > total_steps:
+    if w > total_steps > 0:
         name = "warmup_epochs" if schedule.warmup_steps is None else "warmup_steps"
         raise ConfigError(
             [

@@ -1,0 +1,58 @@
+"""The keys of a config tree whose values are paths, wherever they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from graftwerk.config import Node
+
+NodeT = TypeVar("NodeT", bound=Node)
+
+
+def paths(node: Node) -> Iterator[tuple[str, Path]]:
+    """(dotted key, path) of every path below `node`; elements of lists and mappings count as keys.
+
+    ``objective.modules.0`` is the first of a list of paths.
+    """
+    for name in type(node).model_fields:
+        yield from _paths(getattr(node, name), name)
+
+
+def _paths(value: Any, key: str) -> Iterator[tuple[str, Path]]:
+    match value:
+        case Path():
+            yield key, value
+        case Node():
+            yield from ((f"{key}.{inner}", path) for inner, path in paths(value))
+        case tuple() | list():
+            for number, item in enumerate(value):
+                yield from _paths(item, f"{key}.{number}")
+        case dict():
+            for name, item in value.items():
+                yield from _paths(item, f"{key}.{name}")
+        case _:
+            pass
+
+
+def with_paths(node: NodeT, change: Callable[[Path], Path]) -> NodeT:
+    """`node` with ``change(path)`` in the place of every path below it."""
+    before = {name: getattr(node, name) for name in type(node).model_fields}
+    after = {name: _changed(value, change) for name, value in before.items()}
+    update = {name: value for name, value in after.items() if value != before[name]}
+    return node.model_copy(update=update)
+
+
+def _changed(value: Any, change: Callable[[Path], Path]) -> Any:
+    match value:
+        case Path():
+            return change(value)
+        case Node():
+            return with_paths(value, change)
+        case tuple() | list() if not hasattr(value, "_fields"):
+            return type(value)(_changed(item, change) for item in value)
+        case dict():
+            return {name: _changed(item, change) for name, item in value.items()}
+        case _:
+            return value
