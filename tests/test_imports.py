@@ -37,8 +37,9 @@ LAYERS = """
     __init__
 """
 HEIGHT = {name: -row for row, names in enumerate(LAYERS.split("\n")) for name in names.split()}
-UPWARDS = {("run", "parts")}
-"""`Run.build()` makes the live parts: inside the function, so that a tree loads without torch."""
+UPWARDS = {("run", "parts"), ("run", "launch")}
+"""`Run.build()` makes the live parts: inside the function, so that a tree loads without torch. The
+launcher's config is part of the tree, and the launcher above it."""
 
 
 def layer(module: str) -> str:

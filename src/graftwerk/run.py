@@ -12,6 +12,7 @@ from graftwerk import config
 from graftwerk.config import Node
 from graftwerk.data.config import Augment, Data, Digits, Size
 from graftwerk.errors import ConfigError
+from graftwerk.launch.config import Launch
 from graftwerk.log.config import Log
 from graftwerk.models.config import Model
 from graftwerk.objectives.config import Objective, Supervised
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from graftwerk.axes import World
     from graftwerk.parts import Parts
 
-HOW_NOT_WHAT = ("resume", "processes", "device", "log", "save", "data.workers")
+HOW_NOT_WHAT = ("resume", "processes", "device", "log", "launch", "save", "data.workers")
 """Keys that don't change what is learned: they don't count in a run folder's name."""
 
 UNITS = ("step", "epoch", "minute")
@@ -110,6 +111,7 @@ class Run(Node):
     evaluate: Evaluate = Evaluate()
     save: Save = Save()
     log: Log = Log()
+    launch: Launch = Launch()
 
     processes: int = Field(default=1, ge=1)
     """Local workers that `graftwerk run` starts; ignored under torchrun and srun."""
