@@ -17,7 +17,7 @@ LAYERS = """
     __main__
     cli
     launch rehearse
-    start score reconstruct
+    start score reconstruct inference
     recipes
     grid
     pipeline train

@@ -98,12 +98,19 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         export,
         "write a run's network for timm: model.safetensors, config.json, a model card",
-        usage="RUN --to DIR [--checkpoint best|last] [--weights auto|raw|ema]",
+        usage="RUN --to DIR [--format timm|compact] [--checkpoint best|last] "
+        "[--weights auto|raw|ema]",
         takes_keys=False,
     )
     sub.add_argument("source", type=Path)
     sub.add_argument("--to", type=Path, required=True)
     sub.add_argument("--checkpoint", choices=("best", "last"), default="best")
+    sub.add_argument(
+        "--format",
+        choices=("timm", "compact"),
+        default="timm",
+        help="compact: of sparse weights only what is not zero",
+    )
     sub.add_argument(
         "--weights", choices=("auto", "raw", "ema"), default="auto", help="auto: EMA where kept"
     )
@@ -257,7 +264,10 @@ def export(options: argparse.Namespace, words: list[str], arguments: list[str]) 
     del words, arguments
     from graftwerk.score import export_run
 
-    print(export_run(options.source, options.to, options.checkpoint, options.weights))
+    compact = options.format == "compact"
+    print(
+        export_run(options.source, options.to, options.checkpoint, options.weights, compact=compact)
+    )
     return DONE
 
 

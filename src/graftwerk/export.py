@@ -14,6 +14,7 @@ from torch import nn
 
 from graftwerk.checkpoint import atomic, sync_folder
 from graftwerk.errors import ConfigError, StorageError
+from graftwerk.models import compressed
 from graftwerk.models.config import Model
 from graftwerk.models.factory import count_parameters
 
@@ -35,9 +36,11 @@ def export(
     crop: float,
     crop_mode: str,
     facts: Mapping[str, Any],
+    compact: bool = False,
 ) -> None:
     """Write `folder`, which ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads.
 
+    With `compact` only what is not zero is stored (`models.compressed`), for `inference.load`.
     `input_size` is (channels, rows, columns), `crop` the share of the resized image that the
     centre crop keeps, `facts` what the card tells about the run. The folder appears whole or not
     at all. Raises ConfigError where it holds files already, StorageError where writing fails.
@@ -54,9 +57,9 @@ def export(
     }
     config = _config(net, model, num_classes, classes, preprocessing)
     contents = {
-        "model.safetensors": _weights(net),
+        compressed.FILE if compact else "model.safetensors": _weights(net, compact),
         "config.json": json.dumps(config, indent=2).encode(),
-        "README.md": _card(net, folder, config, facts).encode(),
+        "README.md": _card(net, folder, config, facts, compact).encode(),
     }
     try:
         _write(folder, contents)
@@ -79,13 +82,14 @@ def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
         raise
 
 
-def _weights(net: nn.Module) -> bytes:
+def _weights(net: nn.Module, compact: bool) -> bytes:
     """Dense, unshared copies: the format knows neither channels_last nor tied tensors."""
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in net.state_dict().items()
     }
-    return safetensors.torch.save(tensors, metadata={"format": "pt"})
+    stored = compressed.compress(tensors) if compact else tensors
+    return safetensors.torch.save(stored, metadata={"format": "pt"})
 
 
 def _config(
@@ -115,7 +119,24 @@ def _config(
     }
 
 
-def _card(net: nn.Module, folder: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+TIMM = """\
+import timm
+
+model = timm.create_model("local-dir:{0}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))"""
+INFERENCE = """\
+from graftwerk.inference import load
+
+model = load("{0}")  # execution="csr": linear layers on sparse matrices"""
+
+
+def _card(
+    net: nn.Module,
+    folder: Path,
+    config: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    compact: bool,
+) -> str:
     channels, rows, columns = config["pretrained_cfg"]["input_size"]
     preprocessing = config["pretrained_cfg"]
     return f"""---
@@ -132,10 +153,7 @@ tags: [image-classification, timm, graftwerk]
 ## Use
 
 ```python
-import timm
-
-model = timm.create_model("local-dir:{folder.name}", pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+{(INFERENCE if compact else TIMM).format(folder.name)}
 ```
 
 Images have {channels} channels and {rows}×{columns} pixels after the transform: resized

@@ -88,7 +88,9 @@ def _run_for_weights(source: Path, recipe: str | None) -> Run:
     return run.model_copy(update={"model": model})
 
 
-def export_run(source: Path, target: Path, which: str, weights: str) -> str:
+def export_run(
+    source: Path, target: Path, which: str, weights: str, *, compact: bool = False
+) -> str:
     """Export the network of a run's checkpoint; the command that loads it."""
     folder = RunFolder.open(source)
     run, facts = folder.run, folder.facts
@@ -122,7 +124,10 @@ def export_run(source: Path, target: Path, which: str, weights: str) -> str:
             "weights": "moving average" if averaged and weights != "raw" else "raw",
             **folder.environment(),
         },
+        compact=compact,
     )
+    if compact:
+        return f"{target}: graftwerk.inference.load('{target}') loads it"
     return f"{target}: timm.create_model('local-dir:{target}', pretrained=True) loads it"
 
 

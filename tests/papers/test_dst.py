@@ -13,7 +13,7 @@ from torch import Tensor
 from graftwerk.sparsity import criteria, update
 from graftwerk.sparsity.allocation import balanced, erk, uniform_plus
 from graftwerk.sparsity.schedules import constant_rate, cosine_rate, cubic_density, linear_rate
-from graftwerk.sparsity.select import lowest, lowest_per_group, split
+from graftwerk.sparsity.select import lowest, lowest_among, lowest_per_group, split
 
 CONV_CIFAR10 = [(32, 3, 3, 3), (64, 32, 3, 3), (128, 64, 3, 3), (10, 128)]
 MLP_CIFAR10 = [(1024, 3072), (512, 1024), (10, 512)]
@@ -144,6 +144,24 @@ def test_lowest_is_the_stable_sort(rng: np.random.Generator) -> None:
         expected = np.zeros(500, dtype=bool)
         expected[np.argsort(scores, kind="stable")[:count]] = True
         np.testing.assert_array_equal(lowest(torch.tensor(scores), count).numpy(), expected)
+
+
+@pytest.mark.parametrize("highest", [False, True])
+@pytest.mark.parametrize("ties", [False, True])
+def test_selecting_among_many_is_the_stable_sort_of_the_candidates(
+    ties: bool, highest: bool, rng: np.random.Generator
+) -> None:
+    """More scores than a sample of them is worth while for, some of them in an order."""
+    scores = rng.integers(0, 50, size=200_000).astype(float) if ties else rng.normal(size=200_000)
+    scores[: int(rng.integers(100_000))].sort()
+    can = rng.random(200_000) < rng.choice([0.1, 0.9])
+    order = np.argsort(np.where(can, -scores if highest else scores, np.inf), kind="stable")
+    for share in (0.0001, 0.02, 0.5, 0.97):
+        expected = np.zeros(200_000, dtype=bool)
+        expected[order[: int(share * can.sum())]] = True
+        count = int(share * can.sum())
+        got = lowest_among(torch.tensor(scores), torch.tensor(can), count, highest=highest)
+        np.testing.assert_array_equal(got.numpy(), expected)
 
 
 def test_lowest_per_group_is_the_stable_sort_of_each(rng: np.random.Generator) -> None:

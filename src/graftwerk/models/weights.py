@@ -21,6 +21,7 @@ from graftwerk import checkpoint
 from graftwerk.axes import World
 from graftwerk.checkpoint import Checkpoints
 from graftwerk.errors import CheckpointError
+from graftwerk.models import compressed
 
 State = dict[str, Tensor]
 
@@ -42,14 +43,16 @@ NAMES_SHOWN = 8
 def read_state_dict(path: Path) -> State:
     """The tensors of a .safetensors or torch file on the CPU, under the names of the bare model.
 
-    A folder that `graftwerk export` or timm wrote stands for its model.safetensors, a run folder
-    for the network of its best checkpoint, and a checkpoint of SparK for its encoder. Nothing in
+    A folder that `graftwerk export` or timm wrote stands for its weights, a run folder for the
+    network of its best checkpoint, and a checkpoint of SparK for its encoder. Nothing in
     the file is executed. Raises CheckpointError for a file that would need that, is damaged, or
     holds no tensors.
     """
     if (path / "run.json").exists():
         return _of_run(path)
-    path = path / "model.safetensors" if path.is_dir() else path
+    if path.is_dir():
+        compact = path / compressed.FILE
+        path = compact if compact.exists() else path / "model.safetensors"
     state = read_weights(path)
     encoder = {
         name.removeprefix(SPARK_ENCODER): value
@@ -97,7 +100,7 @@ def _read(path: Path) -> Any:
         raise CheckpointError(f"{path}: no such file")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return compressed.expand(load_file(path))
         with torch.serialization.safe_globals([Namespace]):  # timm and ConvNeXt save `args` so
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes can fail a parser in any way

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
 
 from graftwerk.errors import ConfigError
-from graftwerk.sparsity.select import number
+from graftwerk.sparsity.select import number, places
 from graftwerk.sparsity.structure import Unstructured
 
 
@@ -63,7 +63,7 @@ class MaskedWeight:
 
     def index(self) -> Tensor:
         """Positions [n] of the active weights in the order of [out, in, …]."""
-        return self.mask.flatten().nonzero().squeeze(1)
+        return places(self.mask.flatten())
 
     def dense(self, values: Tensor, index: Tensor) -> Tensor:
         """Values [n] of the active weights at their places, zeros elsewhere. [out, in, …]"""
@@ -73,8 +73,10 @@ class MaskedWeight:
 
 @torch.no_grad()
 def apply(layers: Iterable[MaskedWeight]) -> None:
-    """``w <- w a`` for all layers."""
-    layers = list(layers)
+    """``w <- w a`` for all layers that a mask takes something from."""
+    layers = [layer for layer in layers if layer.active < layer.size]
+    if not layers:
+        return
     torch._foreach_mul_(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         [layer.weight for layer in layers], [layer.factor for layer in layers]
     )

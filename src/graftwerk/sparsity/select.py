@@ -6,43 +6,87 @@ import numpy as np
 import torch
 from torch import Tensor
 
+SAMPLED, MARGIN = 256, 100
+"""One of so many scores is looked at first; ranks in the sample are trusted to so many places."""
+
 
 def lowest(scores: Tensor, count: int) -> Tensor:
     """True at the `count` lowest of `scores`; equal scores are taken in the order of index."""
     return lowest_among(scores, torch.ones_like(scores, dtype=torch.bool), count)
 
 
-def lowest_among(scores: Tensor, candidates: Tensor, count: int) -> Tensor:
-    """True at the `count` lowest scores of the candidates; all three tensors have one shape.
+def lowest_among(
+    scores: Tensor, candidates: Tensor, count: int, *, highest: bool = False
+) -> Tensor:
+    """True at the `count` lowest (or highest) scores of the candidates; all have one shape.
 
-    No full sort: a selection finds the threshold, and only the ties at it are counted. Scores are
-    finite.
+    Nothing is sorted: a selection finds the threshold, and only the ties at it are counted. Scores
+    are finite.
     """
     if count <= 0:
         return torch.zeros_like(candidates)
-    if count >= number(candidates):
-        return candidates.clone()
-    ranked = scores.masked_fill(~candidates, torch.inf)
-    threshold = _smallest(ranked, count)
-    chosen, ties = ranked < threshold, ranked == threshold
-    missing = count - number(chosen)
-    if missing == number(ties):
-        return chosen | ties
-    first = ties.flatten().nonzero().squeeze(1)[:missing]
-    chosen.view(-1)[first] = True
-    return chosen
+    flat = scores.flatten()
+    near = _near(flat, candidates.flatten(), count, highest)
+    if count < len(near):
+        values = flat.index_select(0, near)
+        values = -values if highest else values
+        threshold = _smallest(values, count)
+        chosen, ties = values < threshold, places(values == threshold)
+        chosen[ties[: count - number(chosen)]] = True
+        near = near[chosen]
+    found = torch.zeros_like(candidates, memory_format=torch.contiguous_format)
+    found.view(-1)[near] = True
+    return found
+
+
+def _near(scores: Tensor, candidates: Tensor, count: int, highest: bool) -> Tensor:
+    """Places, in ascending order, of candidates with the `count` lowest ones among them.
+
+    Where `count` is a small part of them, a sample shows from where on scores are too high.
+    """
+    sample = scores[::SAMPLED][candidates[::SAMPLED]]
+    place = count // SAMPLED + MARGIN
+    if place < len(sample) // 2:
+        bound = _select(-sample if highest else sample, place)
+        near = (scores >= -bound if highest else scores <= bound) & candidates
+        if number(near) >= count:
+            return places(near)
+    return places(candidates)
 
 
 def _smallest(values: Tensor, place: int) -> float:
-    """The value at `place`, counted from 1, in ascending order."""
+    """The value at `place`, counted from 1, in ascending order.
+
+    As Floyd and Rivest (1975) select: between two bounds from a sample there is little to look at.
+    """
+    sample = values[::SAMPLED]
+    about = round(place / len(values) * len(sample))
+    if len(sample) > 4 * MARGIN:
+        low = _select(sample, max(1, about - MARGIN))
+        high = _select(sample, min(len(sample), about + MARGIN))
+        below = number(values < low)
+        middle = values[(values >= low) & (values <= high)]
+        if below < place <= below + len(middle):
+            return _select(middle, place - below)
+    return _select(values, place)
+
+
+def _select(values: Tensor, place: int) -> float:
     if values.is_cuda:
-        return values.flatten().topk(place, largest=False, sorted=False).values.max().item()
-    return float(np.partition(values.numpy().reshape(-1), place - 1)[place - 1])
+        return values.topk(place, largest=False, sorted=False).values.max().item()
+    return float(np.partition(values.numpy(), place - 1)[place - 1])
 
 
 def number(mask: Tensor) -> int:
     """How many are True."""
-    return int(torch.count_nonzero(mask))
+    return int(np.count_nonzero(mask.numpy()) if mask.is_cpu else torch.count_nonzero(mask))
+
+
+def places(mask: Tensor) -> Tensor:
+    """Where a vector is True, in ascending order. [n]"""
+    if mask.is_cpu:
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.nonzero().squeeze(1)
 
 
 def lowest_per_group(scores_gm: Tensor, candidates_gm: Tensor, count_g: Tensor) -> Tensor:

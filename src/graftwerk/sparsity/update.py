@@ -37,7 +37,9 @@ def grow_layers(
     scores: Sequence[Tensor], free: Sequence[Tensor], counts: Sequence[int]
 ) -> list[Tensor]:
     """The `counts` highest free units of each layer."""
-    return [lowest_among(-s, f, k) for s, f, k in zip(scores, free, counts, strict=True)]
+    return [
+        lowest_among(s, f, k, highest=True) for s, f, k in zip(scores, free, counts, strict=True)
+    ]
 
 
 def grow_globally(scores: Sequence[Tensor], free: Sequence[Tensor], count: int) -> list[Tensor]:
@@ -70,7 +72,7 @@ def jaccard(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
 
 
 def _best(scores: Tensor, active: Tensor) -> Tensor:
-    return lowest_among(-scores, active, 1)
+    return lowest_among(scores, active, 1, highest=True)
 
 
 def _choose_globally(
