@@ -115,7 +115,7 @@ class Mesh:
         body: Tensor | None = None,
         ready: Callable[[], object] | None = None,
     ) -> None:
-        """Queue a frame; `body` (uint8, CPU, contiguous) must not change until `sent`."""
+        """Queue a frame; `body` (uint8, CPU, contiguous) must not change until `all_sent`."""
         size = 0 if body is None else body.numel()
         with self.changed:
             line = self._lines[uid]
@@ -127,10 +127,10 @@ class Mesh:
                 line.thread = threading.Thread(target=self._speak, args=(uid, line), daemon=True)
                 line.thread.start()
 
-    def sent(self, uid: int) -> bool:
-        """Whether all that was queued for a worker is on its way, or never will be."""
+    def all_sent(self) -> bool:
+        """Whether all that was queued is on its way, or never will be."""
         with self.changed:
-            return self._lines[uid].waiting == 0 or uid in self.lost
+            return all(line.waiting == 0 or uid in self.lost for uid, line in self._lines.items())
 
     def _speak(self, uid: int, line: Line) -> None:
         try:
@@ -260,9 +260,7 @@ class Mesh:
         """Send what is queued, for at most `linger` seconds, and disconnect."""
         deadline = time.monotonic() + linger
         with self.changed:
-            self.changed.wait_for(
-                lambda: all(self.sent(uid) for uid in self._lines), deadline - time.monotonic()
-            )
+            self.changed.wait_for(self.all_sent, deadline - time.monotonic())
             self._closing = True
             for line in self._lines.values():
                 line.parcels.put(None)

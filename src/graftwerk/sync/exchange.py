@@ -73,6 +73,10 @@ class Exchanges:
             exchange.published = True
             self._commit_if_complete(uid, step, exchange)
 
+    def all_sent(self) -> bool:
+        """Whether nobody will look at what was published any more."""
+        return self._mesh.all_sent()
+
     def collect(self, step: int, uid: int) -> list[Tensor] | None:
         """The other worker's data for `step`; None where both keep to themselves.
 

@@ -18,7 +18,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import (
+    Tensor,
+    _foreach_add_,  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+    nn,
+)
 
 from graftwerk import axes
 from graftwerk.axes import Objective, World
@@ -53,6 +57,7 @@ class Gossip(axes.Sync):
         self._generation = -1
         self._uids: dict[int, int] = {}
         """Of the members that the topology is for, by slot."""
+        self._flats: list[Tensor] = []
         self._self_loops = 0
         self._facts: dict[str, float] = {}
 
@@ -116,7 +121,7 @@ class Gossip(axes.Sync):
             return
         peers, members = self._schedule.peers(self._step, group.me.slot), group.slots()
         self._weights = {slot: (members[slot].uid, weight) for slot, weight in peers.items()}
-        flats = [joined(bucket).detach() for bucket in self._buckets]
+        flats = self._flat_copies()
         shared: dict[payload.Payload, list[Tensor]] = {}
         for slot, (uid, _) in self._weights.items():
             edge = self._edge(slot)
@@ -125,28 +130,40 @@ class Gossip(axes.Sync):
             self._exchanges.publish(self._step, uid, shared[edge], copies_done(flats))
 
     @torch.no_grad()
+    def _flat_copies(self) -> list[Tensor]:
+        """Of the parameters, by bucket; in the memory of the last ones where these are sent."""
+        if not self._flats or not self._exchanges.all_sent():
+            self._flats = [
+                bucket[0].new_empty(sum(parameter.numel() for parameter in bucket))
+                for bucket in self._buckets
+            ]
+        for bucket, flat in zip(self._buckets, self._flats, strict=True):
+            torch.cat([laid(parameter).reshape(-1) for parameter in bucket], out=flat)
+        return self._flats
+
+    @torch.no_grad()
     def _combine(self) -> None:
         """``x ← W x``, where W lacks the edges that did not come about."""
         if self._group is None:
             return
         if self._is_global(self._step):
             average_(self._parameters, self.mean_)
-        moves: list[Tensor] = []
+        moves, unit = list[Tensor](), 1.0
         for slot, (uid, weight) in self._weights.items():
             received = self._exchanges.collect(self._step, uid)
             if received is None:
                 self._self_loops += 1
                 continue
             differences = self._edge(slot).differences(received)
-            if not moves:
-                moves = [difference.mul_(weight) for difference in differences]
-                continue
-            for move, difference in zip(moves, differences, strict=True):
-                move.add_(difference, alpha=weight)
+            if moves:
+                _foreach_add_(moves, differences, alpha=weight / unit)
+            else:
+                moves, unit = differences, weight
         for bucket, move in zip(self._buckets, moves, strict=bool(moves)):
+            there = [laid(parameter) for parameter in bucket]
             parts = move.split([parameter.numel() for parameter in bucket])
-            for parameter, part in zip(bucket, parts, strict=True):
-                parameter.add_(part.view_as(parameter))
+            shaped = [part.view(view.shape) for part, view in zip(parts, there, strict=True)]
+            _foreach_add_(there, shaped, alpha=unit)
         self._exchanges.close(self._step)
         self._step += 1
 
@@ -265,6 +282,11 @@ def buckets(parameters: Iterable[nn.Parameter], size: int) -> Generator[list[nn.
         yield bucket
 
 
+def laid(tensor: Tensor) -> Tensor:
+    """A view whose order is that of the memory, whatever the format: quick to read and to add."""
+    return tensor.permute(sorted(range(tensor.ndim), key=tensor.stride, reverse=True))
+
+
 def copies_done(tensors: Sequence[Tensor]) -> Any:
     """A function that waits for what the GPU was told to copy so far; None on the CPU."""
     if not tensors or tensors[0].device.type != "cuda":
@@ -286,8 +308,10 @@ def average_(tensors: Sequence[Tensor], mean_: Any) -> None:
 
 def check_same(group: Group, model: nn.Module) -> None:
     """Refuse, on all ranks, models whose parameters differ in name, order, shape or type."""
-    lines = [f"{name} {tuple(p.shape)} {p.dtype}" for name, p in model.named_parameters()] + [
-        f"{name} {tuple(b.shape)} {b.dtype}" for name, b in model.named_buffers()
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    lines = [
+        f"{name} {tuple(t.shape)} {t.dtype}, laid out as {tuple(laid(t).shape)}"
+        for name, t in tensors
     ]
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     digests = group.gather(digest)

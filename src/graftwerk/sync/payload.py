@@ -7,7 +7,7 @@ end gains the other one loses.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +17,8 @@ from graftwerk.elastic.mesh import as_bytes
 
 BLOCK = 1024
 """Elements that share a scale in int8."""
+BLOCKS = 256
+"""Blocks that a processor rounds at once: they stay in its cache."""
 
 
 class Payload(Protocol):
@@ -76,7 +78,7 @@ class Differences:
     def encode(self, buckets: Sequence[Tensor]) -> list[Tensor]:
         if self._said:
             pairs = zip(buckets, self._said, strict=True)
-            self._sent = [quantized(bucket - said) for bucket, said in pairs]
+            self._sent = [quantized(bucket, said) for bucket, said in pairs]
         else:
             self._sent = [bucket.clone() for bucket in buckets]
         return [to_host(sent) for sent in self._sent]
@@ -86,7 +88,7 @@ class Differences:
         if self._said:
             for memory, bodies in ((self._said, self._sent), (self._heard, heard)):
                 for tensor, body in zip(memory, bodies, strict=True):
-                    tensor += dequantized(body, tensor)
+                    add_quantized_(tensor, body)
         else:
             self._said, self._heard = self._sent, [body.clone() for body in heard]
         return [heard - said for heard, said in zip(self._heard, self._said, strict=True)]
@@ -98,24 +100,42 @@ class Differences:
         self._said, self._heard = list(state["said"]), list(state["heard"])
 
 
-def quantized(values: Tensor) -> Tensor:
-    """[n] floats as bytes: per `BLOCK` the largest magnitude over 127 (fp32), then n × int8."""
-    blocks = torch.nn.functional.pad(values, (0, -len(values) % BLOCK)).view(-1, BLOCK)
-    scales = (blocks.abs().amax(1, keepdim=True) / 127).float()
-    steps = blocks / scales.to(values.dtype).clamp_min(torch.finfo(torch.float32).tiny)
-    integers = steps.round_().clamp_(-127, 127).to(torch.int8)
-    return torch.cat([as_bytes(scales), as_bytes(integers)[: len(values)]])
+def quantized(values: Tensor, known: Tensor | None = None) -> Tensor:
+    """[n] floats as bytes: per `BLOCK` the largest magnitude over 127 (fp32), then n × int8.
+
+    What is `known` [n] already is taken off before.
+    """
+    size = 4 * -(-len(values) // BLOCK) + len(values)
+    body = torch.empty(size, dtype=torch.uint8, device=values.device)
+    for part, scales, integers in _pieces(body, len(values)):
+        piece = values[part] if known is None else values[part] - known[part]
+        rows = torch.nn.functional.pad(piece, (0, -len(piece) % BLOCK)).view(-1, BLOCK)
+        scales.copy_(rows.abs().amax(1).div_(127))
+        divisors = scales.to(values.dtype).clamp_min_(torch.finfo(torch.float32).tiny)
+        steps = rows.div(divisors[:, None]).round_().clamp_(-127, 127)
+        integers.copy_(steps.view(-1)[: len(piece)])
+    return body
 
 
-def dequantized(body: Tensor, like: Tensor) -> Tensor:
-    """The floats [n] that `quantized` rounded, in the type of `like` [n]."""
-    split = 4 * -(-len(like) // BLOCK)
-    scales = body[:split].view(torch.float32).to(like.dtype)
-    values = body[split:].view(torch.int8).to(like.dtype)
-    whole = len(like) // BLOCK
-    values[: whole * BLOCK].view(-1, BLOCK).mul_(scales[:whole, None])
-    values[whole * BLOCK :].mul_(scales[-1])
-    return values
+def add_quantized_(tensor: Tensor, body: Tensor) -> Tensor:
+    """In place, `tensor` [n] plus what `quantized` rounded to `body`."""
+    for part, scales, integers in _pieces(body, len(tensor)):
+        piece, scales, floats = tensor[part], scales.to(tensor.dtype), integers.to(tensor.dtype)
+        whole = len(piece) // BLOCK
+        rows, rest = (whole, BLOCK), whole * BLOCK
+        piece[:rest].view(rows).addcmul_(floats[:rest].view(rows), scales[:whole, None])
+        piece[rest:].addcmul_(floats[rest:], scales[whole:])
+    return tensor
+
+
+def _pieces(body: Tensor, n: int) -> Generator[tuple[slice, Tensor, Tensor]]:
+    """Parts of n elements, with their scales (fp32, one for each `BLOCK`) and int8 in `body`."""
+    count = -(-n // BLOCK)
+    scales, integers = body[: 4 * count].view(torch.float32), body[4 * count :].view(torch.int8)
+    blocks = BLOCKS if body.device.type == "cpu" else max(1, count)
+    for first in range(0, count, blocks):
+        part = slice(first * BLOCK, (first + blocks) * BLOCK)
+        yield part, scales[first : first + blocks], integers[part]
 
 
 def to_host(tensor: Tensor) -> Tensor:
