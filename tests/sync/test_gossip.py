@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from graftwerk.axes import Objective, World
 from graftwerk.errors import ConfigError
 from graftwerk.sync.config import Gossip as Config
-from graftwerk.sync.gossip import Gossip, buckets
+from graftwerk.sync.gossip import Gossip
 from graftwerk.sync.payload import add_quantized_, quantized
+from graftwerk.sync.replicas import buckets
 from workers import Vectors, gossip, numbers, together
 
 

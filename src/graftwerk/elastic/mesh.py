@@ -26,12 +26,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from graftwerk.elastic.flow import Flow
+
 Address = tuple[str, int]
 HELLO = struct.Struct("<32sQ")
 HEADER = struct.Struct("<BqqQ")
 MAIL = 0
 """The channel of `receive`; the others have handlers."""
-SPARE = 8
+SPARE = 256
 """Pieces of memory of one size that are kept."""
 PIECE = 1 << 20
 """Bytes read at once, so that progress can be seen."""
@@ -82,8 +84,8 @@ class Mesh:
         self.uid = uid
         self.changed = threading.Condition(threading.RLock())
         self.lost: set[int] = set()
-        self.heard: dict[int, float] = defaultdict(float)
-        """When the last bytes of each worker came, in seconds of the monotonic clock."""
+        self.moved: dict[int, float] = defaultdict(float)
+        """When bytes last came from each worker or went to it: seconds of the monotonic clock."""
         self.bytes_sent = 0
         self._secret = secret
         self._timeout = timeout
@@ -138,12 +140,13 @@ class Mesh:
                 out.settimeout(None)
                 self._tune(out)
                 out.sendall(HELLO.pack(self._secret, self.uid))
+                flow = Flow(out, lambda: self._note_progress(uid))
                 while (parcel := line.parcels.get()) is not None:
                     if parcel.ready is not None:
                         parcel.ready()
                     out.sendall(parcel.header)
                     if parcel.body is not None:
-                        out.sendall(parcel.body.numpy().data)
+                        flow.send(parcel.body.numpy().data)
                     with self.changed:
                         size = 0 if parcel.body is None else parcel.body.numel()
                         self.bytes_sent += HEADER.size + size
@@ -232,11 +235,11 @@ class Mesh:
             return spare.pop() if spare else _bytes(size)
 
     def _note_progress(self, uid: int) -> None:
-        self.heard[uid] = time.monotonic()
+        self.moved[uid] = time.monotonic()
 
     def _deliver(self, frame: Frame) -> None:
         with self.changed:
-            self.heard[frame.sender] = time.monotonic()
+            self.moved[frame.sender] = time.monotonic()
             if frame.channel == MAIL:
                 self._mail[frame.sender, frame.first, frame.second] = frame.body
             elif frame.channel in self._handlers:

@@ -77,7 +77,8 @@ class Gossip(Sync, kind="gossip"):
     """Mix before the optimizer's step, while the network has a step's time; or after it."""
     payload: Literal["fp32", "bf16", "int8"] = "fp32"
     """fp32: parameters as they are. int8: differences to what was sent before."""
-    bucket_mb: int = Field(default=25, ge=1)
+    bucket_mb: int = Field(default=4, ge=1)
+    """Parameters are copied, encoded and sent in pieces of this size, one after the other."""
     global_every: int | None = Field(default=None, ge=1)
     """Every so many steps all workers average with all."""
     patience: float = Field(default=10.0, gt=0)

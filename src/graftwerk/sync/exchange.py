@@ -1,24 +1,29 @@
-"""Pairwise exchanges that happen at both ends or at neither.
+"""Pairwise exchanges that happen at both ends or at neither, one after the other.
 
-If only one of two workers mixed, the mean of all replicas would be lost. So the worker with the
-lower number decides: it commits as soon as it has sent its own data and holds all of the other's,
-and says so; or, when its patience is over, it cancels and says that. The other one waits for this
-word; when *its* patience is over it asks to withdraw, which the first grants unless it has
-committed before. Both ends then keep to themselves for this step: W loses the edge in both rows,
-and stays doubly stochastic. A worker that does not even answer is given up for good.
+**A link carries one exchange at a time.** A worker's pieces leave when the other one has said that
+it is in the same step too, and neither goes on before both have everything. Otherwise those who are
+ahead would share the links of those who are behind with the data that these wait for, and who is
+behind would fall back further.
+
+**Both ends or neither.** If only one of two workers mixed, the mean of all replicas would be lost.
+So the worker with the lower number decides: it commits as soon as both have everything, and says
+so; or, when its patience is over, it cancels and says that. The other one waits for this word; when
+*its* patience is over it asks to withdraw, which the first grants unless it has committed before.
+Both ends then keep to themselves for this step: W loses the edge in both rows, and stays doubly
+stochastic. A worker that does not even answer is given up for good.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from graftwerk.elastic.mesh import Frame, Mesh
 
-DATA, COMMIT, CANCEL, WITHDRAW = range(2, 6)
+READY, DATA, ARRIVED, COMMIT, CANCEL, WITHDRAW = range(2, 8)
 """Channels of the mesh."""
 
 
@@ -26,19 +31,25 @@ DATA, COMMIT, CANCEL, WITHDRAW = range(2, 6)
 class Exchange:
     """With one worker in one step."""
 
-    published: bool = False
+    welcome: bool = False
+    """Whether the other one is in this step."""
+    held: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
+    """What to send once it is."""
+    published: int = 0
     received: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
+    arrived: bool = False
+    """Whether the other one has everything."""
     happens: bool | None = None
 
 
 class Exchanges:
-    """All exchanges of this worker; each consists of `num_buckets` pieces both ways."""
+    """All exchanges of this worker; each consists of `num_pieces` pieces both ways."""
 
     def __init__(
-        self, mesh: Mesh, num_buckets: int, patience: float, is_lost: Callable[[int], bool]
+        self, mesh: Mesh, num_pieces: int, patience: float, is_lost: Callable[[int], bool]
     ) -> None:
         self._mesh = mesh
-        self._num_buckets = num_buckets
+        self._num_pieces = num_pieces
         self._patience = patience
         self._is_lost = is_lost
         self._open: dict[tuple[int, int], Exchange] = {}
@@ -49,56 +60,56 @@ class Exchanges:
     def listen(self, step: int) -> None:
         """Start with the exchanges of `step`; those of before are done with."""
         self._over = step - 1
-        for channel in (DATA, COMMIT, CANCEL, WITHDRAW):
+        for channel in (READY, DATA, ARRIVED, COMMIT, CANCEL, WITHDRAW):
             self._mesh.handle(channel, self._hear)
+
+    def begin(self, step: int, uid: int) -> None:
+        """Tell a worker that this one is in `step`."""
+        self._mesh.send(uid, READY, step, 0)
 
     def publish(
         self,
         step: int,
         uid: int,
-        buckets: Sequence[Tensor],
+        number: int,
+        body: Tensor,
         ready: Callable[[], object] | None = None,
     ) -> None:
-        """Send this worker's data for `step`, unless the other one has cancelled already.
+        """Send a piece of this worker's data for `step`, unless the other one has cancelled.
 
-        Bytes, which must not change any more; `ready` is called before they are read.
+        Bytes, which must not change before `all_sent`; `ready` is called before they are read.
         """
+
+        def send() -> None:
+            self._mesh.send(uid, DATA, step, number, body, ready)
+            self.bytes_sent += body.numel()
+
         with self._mesh.changed:
             exchange = self._of(uid, step)
             if exchange.happens is False:
                 return
-            for number, bucket in enumerate(buckets):
-                self._mesh.send(uid, DATA, step, number, bucket, ready)
-                self.bytes_sent += bucket.numel()
-            exchange.published = True
-            self._commit_if_complete(uid, step, exchange)
+            exchange.held.append(send)
+            exchange.published += 1
+            self._advance(uid, step, exchange)
 
     def all_sent(self) -> bool:
-        """Whether nobody will look at what was published any more."""
+        """Whether nobody will look at what was published for closed steps any more."""
         return self._mesh.all_sent()
 
-    def collect(self, step: int, uid: int) -> list[Tensor] | None:
-        """The other worker's data for `step`; None where both keep to themselves.
+    def arriving(self, step: int, uid: int) -> Generator[Tensor]:
+        """The other worker's pieces in order, as they come; fewer where the exchange fails."""
+        for number in range(self._num_pieces):
+            exchange = self._wait(step, uid, lambda exchange, n=number: n in exchange.received)
+            if exchange.happens is False:
+                return
+            yield exchange.received[number]
 
-        Waits as long as data is arriving, and then for `patience` seconds.
+    def happens(self, step: int, uid: int) -> bool:
+        """Whether both mix, or both keep to themselves.
+
+        Waits as long as data is moving, and then for `patience` seconds.
         """
-        with self._mesh.changed:
-            exchange, asked, began = self._of(uid, step), False, time.monotonic()
-            while exchange.happens is None:
-                if self._is_lost(uid):
-                    exchange.happens = False
-                elif time.monotonic() - max(began, self._mesh.heard[uid]) < self._patience:
-                    self._mesh.changed.wait(min(0.05, self._patience))
-                elif self._mesh.uid < uid:
-                    self._settle(uid, step, exchange, happens=False)
-                else:
-                    if not asked:
-                        self._mesh.send(uid, WITHDRAW, step, 0)
-                    asked = True
-                    self._mesh.changed.wait(0.05)
-            if not exchange.happens:
-                return None
-            return [exchange.received[number] for number in range(self._num_buckets)]
+        return bool(self._wait(step, uid, lambda _: False).happens)
 
     def close(self, step: int) -> None:
         """This worker has left `step`, and needs its data no more; what comes late is dropped."""
@@ -109,26 +120,61 @@ class Exchanges:
                     self._mesh.recycle(exchange.received.values())
             self._open = {key: item for key, item in self._open.items() if key[1] > step}
 
+    def _wait(self, step: int, uid: int, enough: Callable[[Exchange], bool]) -> Exchange:
+        """Until it is decided whether the exchange happens, or there is `enough` of it."""
+        with self._mesh.changed:
+            exchange, asked, began = self._of(uid, step), False, time.monotonic()
+            while exchange.happens is None and not enough(exchange):
+                if self._is_lost(uid):
+                    exchange.happens = False
+                elif time.monotonic() - max(began, self._mesh.moved[uid]) < self._patience:
+                    self._mesh.changed.wait(min(0.05, self._patience))
+                elif self._decides(uid):
+                    self._settle(uid, step, exchange, happens=False)
+                else:
+                    if not asked:
+                        self._mesh.send(uid, WITHDRAW, step, 0)
+                    asked = True
+                    self._mesh.changed.wait(0.05)
+            return exchange
+
     def _of(self, uid: int, step: int) -> Exchange:
         return self._open.setdefault((uid, step), Exchange())
+
+    def _decides(self, uid: int) -> bool:
+        return self._mesh.uid < uid
 
     def _hear(self, frame: Frame) -> None:
         uid, step = frame.sender, frame.first
         if step <= self._over:
             return  # decided, and the other end was told
         exchange = self._of(uid, step)
-        if frame.channel == DATA:
+        if frame.channel == READY:
+            exchange.welcome = True
+        elif frame.channel == DATA:
             exchange.received[frame.second] = frame.body
-            self._commit_if_complete(uid, step, exchange)
+        elif frame.channel == ARRIVED:
+            exchange.arrived = True
         elif frame.channel == WITHDRAW:
             if exchange.happens is None:
                 self._settle(uid, step, exchange, happens=False)
         else:
             exchange.happens = frame.channel == COMMIT
+        self._advance(uid, step, exchange)
 
-    def _commit_if_complete(self, uid: int, step: int, exchange: Exchange) -> None:
-        complete = exchange.published and len(exchange.received) == self._num_buckets
-        if complete and exchange.happens is None and self._mesh.uid < uid:
+    def _advance(self, uid: int, step: int, exchange: Exchange) -> None:
+        """Send what may leave; once all is here, say so or commit."""
+        if exchange.happens is not None:
+            return
+        if exchange.welcome:
+            for send in exchange.held:
+                send()
+            exchange.held.clear()
+        if min(exchange.published, len(exchange.received)) < self._num_pieces:
+            return
+        if not self._decides(uid):
+            self._mesh.send(uid, ARRIVED, step, 0)
+        elif exchange.arrived:
             self._settle(uid, step, exchange, happens=True)
 
     def _settle(self, uid: int, step: int, exchange: Exchange, *, happens: bool) -> None:

@@ -11,27 +11,21 @@ has it, and needs those of its peers only after the next backward pass. Adapt, t
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import (
-    Tensor,
-    _foreach_add_,  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-    nn,
-)
+from torch import Tensor, nn
 
 from graftwerk import axes
 from graftwerk.axes import Objective, World
 from graftwerk.elastic.group import Group
-from graftwerk.elastic.mesh import joined
-from graftwerk.errors import ConfigError
 from graftwerk.sync import payload
 from graftwerk.sync.custom import find_topology
 from graftwerk.sync.exchange import Exchanges
+from graftwerk.sync.replicas import add_, average_, buckets, check_same, copy_done, flattened
 from graftwerk.sync.topology import schedule
 
 if TYPE_CHECKING:
@@ -121,16 +115,21 @@ class Gossip(axes.Sync):
             return
         peers, members = self._schedule.peers(self._step, group.me.slot), group.slots()
         self._weights = {slot: (members[slot].uid, weight) for slot, weight in peers.items()}
-        flats = self._flat_copies()
-        shared: dict[payload.Payload, list[Tensor]] = {}
+        for uid, _ in self._weights.values():
+            self._exchanges.begin(self._step, uid)
+        for number, flat in enumerate(self._flat_copies()):
+            self._publish(number, flat)
+
+    def _publish(self, number: int, flat: Tensor) -> None:
+        """Send a piece to all peers; where they hear the same, it is encoded once."""
+        bodies: dict[payload.Payload, Tensor] = {}
         for slot, (uid, _) in self._weights.items():
             edge = self._edge(slot)
-            if edge not in shared:
-                shared[edge] = edge.encode(flats)
-            self._exchanges.publish(self._step, uid, shared[edge], copies_done(flats))
+            if edge not in bodies:
+                bodies[edge] = edge.encode(number, flat)
+            self._exchanges.publish(self._step, uid, number, bodies[edge], copy_done(flat))
 
-    @torch.no_grad()
-    def _flat_copies(self) -> list[Tensor]:
+    def _flat_copies(self) -> Generator[Tensor]:
         """Of the parameters, by bucket; in the memory of the last ones where these are sent."""
         if not self._flats or not self._exchanges.all_sent():
             self._flats = [
@@ -138,32 +137,27 @@ class Gossip(axes.Sync):
                 for bucket in self._buckets
             ]
         for bucket, flat in zip(self._buckets, self._flats, strict=True):
-            torch.cat([laid(parameter).reshape(-1) for parameter in bucket], out=flat)
-        return self._flats
+            yield flattened(bucket, flat)
 
     @torch.no_grad()
     def _combine(self) -> None:
-        """``x ← W x``, where W lacks the edges that did not come about."""
+        """``x ← x + Σ_j W_ij (x_j − x_i)``, without the edges that did not come about."""
         if self._group is None:
             return
         if self._is_global(self._step):
             average_(self._parameters, self.mean_)
-        moves, unit = list[Tensor](), 1.0
         for slot, (uid, weight) in self._weights.items():
-            received = self._exchanges.collect(self._step, uid)
-            if received is None:
-                self._self_loops += 1
-                continue
-            differences = self._edge(slot).differences(received)
-            if moves:
-                _foreach_add_(moves, differences, alpha=weight / unit)
+            edge = self._edge(slot)
+            differences = [
+                edge.difference(number, body)
+                for number, body in enumerate(self._exchanges.arriving(self._step, uid))
+            ]
+            if self._exchanges.happens(self._step, uid):
+                edge.commit()
+                for bucket, difference in zip(self._buckets, differences, strict=True):
+                    add_(bucket, difference, weight)
             else:
-                moves, unit = differences, weight
-        for bucket, move in zip(self._buckets, moves, strict=bool(moves)):
-            there = [laid(parameter) for parameter in bucket]
-            parts = move.split([parameter.numel() for parameter in bucket])
-            shaped = [part.view(view.shape) for part, view in zip(parts, there, strict=True)]
-            _foreach_add_(there, shaped, alpha=unit)
+                self._self_loops += 1
         self._exchanges.close(self._step)
         self._step += 1
 
@@ -263,68 +257,8 @@ class Gossip(axes.Sync):
             return
         for slot, edge in state["edges"].items():
             device = self._world.device
-            memory = {key: [tensor.to(device) for tensor in kept] for key, kept in edge.items()}
+            memory = {
+                name: {number: tensor.to(device) for number, tensor in kept.items()}
+                for name, kept in edge.items()
+            }
             self._edge(slot).load_state_dict(memory)
-
-
-def buckets(parameters: Iterable[nn.Parameter], size: int) -> Generator[list[nn.Parameter]]:
-    """In order, in lists of at most `size` bytes (or one parameter) of one type."""
-    bucket: list[nn.Parameter] = []
-    filled = 0
-    for parameter in parameters:
-        full = filled + parameter.nbytes > size
-        if bucket and (full or parameter.dtype != bucket[0].dtype):
-            yield bucket
-            bucket, filled = [], 0
-        bucket.append(parameter)
-        filled += parameter.nbytes
-    if bucket:
-        yield bucket
-
-
-def laid(tensor: Tensor) -> Tensor:
-    """A view whose order is that of the memory, whatever the format: quick to read and to add."""
-    return tensor.permute(sorted(range(tensor.ndim), key=tensor.stride, reverse=True))
-
-
-def copies_done(tensors: Sequence[Tensor]) -> Any:
-    """A function that waits for what the GPU was told to copy so far; None on the CPU."""
-    if not tensors or tensors[0].device.type != "cuda":
-        return None
-    event = torch.cuda.Event()
-    event.record()
-    return event.synchronize
-
-
-@torch.no_grad()
-def average_(tensors: Sequence[Tensor], mean_: Any) -> None:
-    """In place, the mean over all workers, one type of tensors at a time."""
-    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
-        same = [tensor for tensor in tensors if tensor.dtype == dtype]
-        parts = mean_(joined(same)).split([tensor.numel() for tensor in same])
-        for tensor, part in zip(same, parts, strict=True):
-            tensor.copy_(part.view_as(tensor))
-
-
-def check_same(group: Group, model: nn.Module) -> None:
-    """Refuse, on all ranks, models whose parameters differ in name, order, shape or type."""
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    lines = [
-        f"{name} {tuple(t.shape)} {t.dtype}, laid out as {tuple(laid(t).shape)}"
-        for name, t in tensors
-    ]
-    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    digests = group.gather(digest)
-    other = next((rank for rank, found in enumerate(digests) if found != digests[0]), None)
-    if other is None:
-        return
-    first, second = (group.gather(lines)[rank] for rank in (0, other))
-    pairs = list(zip(first, second, strict=False))
-    number = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
-    ours, theirs = (found[number] if number < len(found) else "none" for found in (first, second))
-    raise ConfigError(
-        [
-            f"sync: rank {other} has another model than rank 0: parameter or buffer {number} is "
-            f"{theirs} there, and {ours} on rank 0; all ranks must be started with the same command"
-        ]
-    )

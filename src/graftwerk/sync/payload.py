@@ -22,14 +22,21 @@ BLOCKS = 256
 
 
 class Payload(Protocol):
-    """Of one edge. Buckets are flat tensors [n] of parameters."""
+    """Of one edge. Pieces are flat tensors [n] of parameters, with a number each."""
 
-    def encode(self, buckets: Sequence[Tensor]) -> list[Tensor]:
-        """The bytes to send, on the CPU. Changes nothing."""
+    def encode(self, number: int, piece: Tensor) -> Tensor:
+        """The bytes to send, on the CPU."""
         ...
 
-    def differences(self, received: Sequence[Tensor]) -> list[Tensor]:
-        """s_j − s_i by bucket, once the exchange has happened; may use the memory of `received`."""
+    def difference(self, number: int, received: Tensor) -> Tensor:
+        """s_j − s_i of a piece; may use the memory of `received`. Changes nothing before `commit`.
+
+        Not to be changed by the caller.
+        """
+        ...
+
+    def commit(self) -> None:
+        """The exchange has happened, at both ends."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -42,18 +49,19 @@ class Plain:
 
     def __init__(self, dtype: torch.dtype | None = None) -> None:
         self._dtype = dtype
-        self._said: list[Tensor] = []
+        self._said: dict[int, tuple[Tensor, torch.dtype]] = {}
 
-    def encode(self, buckets: Sequence[Tensor]) -> list[Tensor]:
-        self._kinds = [bucket.dtype for bucket in buckets]
-        self._said = [bucket.to(self._dtype or bucket.dtype) for bucket in buckets]
-        return [to_host(said) for said in self._said]
+    def encode(self, number: int, piece: Tensor) -> Tensor:
+        said = piece.to(self._dtype or piece.dtype)
+        self._said[number] = said, piece.dtype
+        return to_host(said)
 
-    def differences(self, received: Sequence[Tensor]) -> list[Tensor]:
-        return [
-            from_host(body, said).to(kind).sub_(said)
-            for body, said, kind in zip(received, self._said, self._kinds, strict=True)
-        ]
+    def difference(self, number: int, received: Tensor) -> Tensor:
+        said, dtype = self._said[number]
+        return from_host(received, said).to(dtype).sub_(said)
+
+    def commit(self) -> None:
+        pass
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -67,37 +75,46 @@ class Differences:
 
     That is CHOCO's compression with its memory (Koloskova et al., ICML 2019, algorithm 1), for
     each edge on its own: what rounding left out of one message is part of the next difference.
-    The first message is the parameters themselves. Memory: two copies of them per edge.
+    The first message is the parameters themselves. Memory: three copies of them per edge.
     """
 
     def __init__(self) -> None:
-        self._said: list[Tensor] = []
-        self._heard: list[Tensor] = []
-        self._sent: list[Tensor] = []
+        self._said: dict[int, Tensor] = {}
+        """s_i as the other end knows it."""
+        self._gaps: dict[int, Tensor] = {}
+        """s_j − s_i."""
+        self._sent: dict[int, Tensor] = {}
+        self._next: dict[int, Tensor] = {}
+        """The gaps after this exchange."""
 
-    def encode(self, buckets: Sequence[Tensor]) -> list[Tensor]:
-        if self._said:
-            pairs = zip(buckets, self._said, strict=True)
-            self._sent = [quantized(bucket, said) for bucket, said in pairs]
-        else:
-            self._sent = [bucket.clone() for bucket in buckets]
-        return [to_host(sent) for sent in self._sent]
+    def encode(self, number: int, piece: Tensor) -> Tensor:
+        said = self._said.get(number)
+        sent = self._sent[number] = piece.clone() if said is None else quantized(piece, said)
+        return to_host(sent)
 
-    def differences(self, received: Sequence[Tensor]) -> list[Tensor]:
-        heard = [from_host(body, like) for body, like in zip(received, self._sent, strict=True)]
-        if self._said:
-            for memory, bodies in ((self._said, self._sent), (self._heard, heard)):
-                for tensor, body in zip(memory, bodies, strict=True):
-                    add_quantized_(tensor, body)
-        else:
-            self._said, self._heard = self._sent, [body.clone() for body in heard]
-        return [heard - said for heard, said in zip(self._heard, self._said, strict=True)]
+    def difference(self, number: int, received: Tensor) -> Tensor:
+        sent = self._sent[number]
+        heard = from_host(received, sent)
+        if number in self._gaps:
+            gap = self._gaps[number]
+            to = self._next.setdefault(number, torch.empty_like(gap))
+            return new_gap(gap, heard, sent, out=to)
+        self._next[number] = heard - sent
+        return self._next[number]
+
+    def commit(self) -> None:
+        for number, sent in self._sent.items():
+            if number in self._said:
+                add_quantized_(self._said[number], sent)
+            else:
+                self._said[number] = sent
+        self._gaps, self._next = self._next, self._gaps
 
     def state_dict(self) -> dict[str, Any]:
-        return {"said": self._said, "heard": self._heard}
+        return {"said": dict(self._said), "gaps": dict(self._gaps)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._said, self._heard = list(state["said"]), list(state["heard"])
+        self._said, self._gaps = dict(state["said"]), dict(state["gaps"])
 
 
 def quantized(values: Tensor, known: Tensor | None = None) -> Tensor:
@@ -119,13 +136,30 @@ def quantized(values: Tensor, known: Tensor | None = None) -> Tensor:
 
 def add_quantized_(tensor: Tensor, body: Tensor) -> Tensor:
     """In place, `tensor` [n] plus what `quantized` rounded to `body`."""
-    for part, scales, integers in _pieces(body, len(tensor)):
-        piece, scales, floats = tensor[part], scales.to(tensor.dtype), integers.to(tensor.dtype)
-        whole = len(piece) // BLOCK
-        rows, rest = (whole, BLOCK), whole * BLOCK
-        piece[:rest].view(rows).addcmul_(floats[:rest].view(rows), scales[:whole, None])
-        piece[rest:].addcmul_(floats[rest:], scales[whole:])
+    for part, *rounded in _pieces(body, len(tensor)):
+        tensor[part] += _floats(rounded, tensor.dtype)
     return tensor
+
+
+def new_gap(gap: Tensor, heard: Tensor, sent: Tensor, *, out: Tensor) -> Tensor:
+    """``gap + (heard − sent)`` [n], the latter two as `quantized` rounded them.
+
+    In this order, so that the gap at the other end is the negative of this one to the last bit.
+    """
+    n, dtype = len(gap), gap.dtype
+    for (part, *ours), (_, *theirs) in zip(_pieces(sent, n), _pieces(heard, n), strict=True):
+        difference = _floats(theirs, dtype).sub_(_floats(ours, dtype))
+        torch.add(gap[part], difference, out=out[part])
+    return out
+
+
+def _floats(rounded: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Scales times integers, one scale for each `BLOCK`."""
+    scales, floats = (tensor.to(dtype) for tensor in rounded)
+    whole = len(floats) // BLOCK
+    floats[: whole * BLOCK].view(whole, BLOCK).mul_(scales[:whole, None])
+    floats[whole * BLOCK :].mul_(scales[whole:])
+    return floats
 
 
 def _pieces(body: Tensor, n: int) -> Generator[tuple[slice, Tensor, Tensor]]:
