@@ -9,11 +9,12 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from graftwerk.data import shards, tar, zip
-from graftwerk.data.index import Index, open_index, read
+from graftwerk.data.index import Build, Index, open_index, read
 from graftwerk.data.listing import Listing, is_image
 from graftwerk.data.source import Part, Splits, stratified_split
 from graftwerk.errors import DataError
@@ -165,8 +166,25 @@ def _open(
     path = path.expanduser()
     base = path if path.is_dir() else path.parent
     archives = find(path, ".zip" if kind == "zip" else ".tar")
-    home = base / f"{kind if path.is_dir() else BRACES.sub('_', path.name)}.index"
-    index = open_index(home, base, archives, kind, lambda: listed(base, archives).index())
+    name = kind if path.is_dir() else BRACES.sub("_", path.name)
+
+    def build() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        return listed(base, archives).index()
+
+    return indexed(base, name, archives, kind, build, holdout, seed)
+
+
+def indexed(
+    base: Path,
+    name: str,
+    archives: list[Path],
+    kind: str,
+    build: Build,
+    holdout: float,
+    seed: int,
+) -> Splits:
+    """The images of `archives` by their index ``name.index`` in the folder `base`."""
+    index = open_index(base / f"{name}.index", base, archives, kind, build)
     counts = list(index.splits.values())
     train = ArchiveSource(base, index, 0, counts[0])
     if len(counts) == 2:

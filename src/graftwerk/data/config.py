@@ -145,6 +145,18 @@ class Shards(Archives, kind="shards"):
         return open_shards(self.path, self.holdout, seed)
 
 
+class Hdf5(Archives, kind="hdf5"):
+    """One HDF5 file: as `graftwerk data pack` writes it, or with `encoded_images`, `targets`."""
+
+    splits: tuple[int, ...] | None = None
+    """Lengths of the parts to train and to validate on, in a file without groups for them."""
+
+    def find(self, seed: int) -> Splits:
+        from graftwerk.data.hdf5 import open_hdf5
+
+        return open_hdf5(self.path, self.splits, self.holdout, seed)
+
+
 class TorchvisionData(Data):
     """One of torchvision's data sets in its usual files below `path`; never downloaded.
 

@@ -9,6 +9,7 @@ Columns, n images in all, those to train on first:
     archive [n] uint16                  the archive's number
     target [n] int32                    the class's number
     name_end [n] int64, names uint8     the end of its path in the bytes of all paths
+    crc32 [n] uint32                    the checksum of the bytes; only where it is known
     deflated [n] uint8                  1 where the bytes are compressed; only if any are
 """
 
@@ -30,6 +31,8 @@ from safetensors.numpy import save
 from graftwerk.checkpoint import atomic
 from graftwerk.errors import DataError
 
+Build = Callable[[], tuple[dict[str, Any], dict[str, np.ndarray]]]
+"""Makes (facts, columns) of an index."""
 FORMAT = 1
 KEY = "graftwerk"
 DTYPES = {"I64": np.int64, "U32": np.uint32, "I32": np.int32, "U16": np.uint16, "U8": np.uint8}
@@ -120,7 +123,7 @@ def open_index(
     base: Path,
     archives: Sequence[Path],
     kind: str,
-    build: Callable[[], tuple[dict[str, Any], dict[str, np.ndarray]]],
+    build: Build,
 ) -> Index:
     """The index `home` of the `archives` below `base`; one process builds it, others wait.
 
