@@ -75,16 +75,21 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         run,
         "train, or go on where the same command stopped",
-        usage="RECIPE [--jobs N] [key=value …]",
+        usage="RECIPE [--jobs N] [--on slurm [--dry-run]] [key=value …]",
     )
     sub.add_argument("recipe")
     sub.add_argument(
         "--jobs", type=int, default=1, help="runs of a grid or pipeline trained at a time"
     )
+    sub.add_argument("--on", choices=("local", "slurm"), default="local", help="who trains")
+    sub.add_argument("--dry-run", action="store_true", help="print it, start nothing")
     sub = command(
         show, "print the resolved config and what follows from it", usage="RECIPE [key=value …]"
     )
     sub.add_argument("recipe")
+    from graftwerk.launch.options import add_commands
+
+    add_commands(command)
     command(recipes, "list the recipes", usage="", takes_keys=False)
     sub = command(
         evaluate,
@@ -196,14 +201,25 @@ def _pipeline(recipe: str, words: Sequence[str]) -> Pipeline:
 
 def run(options: argparse.Namespace, words: list[str], arguments: list[str]) -> int:
     pipeline = _pipeline(options.recipe, words)
-    wanted = list(pipeline.resolved().values())
+    if options.on == "slurm":
+        from graftwerk.launch.submit import submit
+
+        return submit(pipeline, options.recipe, words, dry_run=options.dry_run)
+    runs = pipeline.resolved()
+    wanted = list(runs.values())
+    if options.dry_run:
+        print("\n".join([*pipeline.drawing(), *(str(one.folder) for one in wanted)]))
+        return DONE
     from graftwerk.launch.local import is_worker, run_workers
 
     processes = 1 if is_worker() else max(one.processes for one in wanted)
     if len(wanted) > 1 and max(options.jobs, processes) > 1:
         from graftwerk.launch.pool import run_pool
+        from graftwerk.launch.sweep import Sweep
 
-        return run_pool(pipeline, options.jobs)
+        sweep = Sweep.plan(pipeline, options.recipe)
+        sweep.write(runs, recipe=options.recipe, words=words, workdir=str(Path.cwd()))
+        return run_pool(sweep, runs, options.jobs)
     if processes > 1:
         elastic = wanted[0].sync.elastic
         if elastic is None:

@@ -19,7 +19,6 @@ IDLE = 3
 """So many starts from the same checkpoint are no bad luck any more."""
 
 SIGNAL = "USR2"
-QUOTED = '"$run"'
 
 
 @dataclass(frozen=True)
@@ -99,18 +98,14 @@ def preparation(slurm: Slurm) -> list[str]:
 
 def command(job: Job, python: str) -> list[str]:
     """What each node runs: one process as it is, several under torchrun."""
-    train = ["-m", "graftwerk", "run", QUOTED, "log.console=lines"]
+    train = '-m graftwerk run "$run" log.console=lines'
     if job.launch.slurm.nodes * job.processes == 1:
-        return [python, *train]
+        return [f"{python} {train}"]
     return [
-        python,
-        "-m graftwerk.launch.torchrun",
-        f"--nnodes={job.launch.slurm.nodes}",
-        f"--nproc-per-node={job.processes}",
-        "--rdzv-backend=c10d",
-        '--rdzv-id="$job"',
-        '--rdzv-endpoint="$head:$port"',
-        *train,
+        f"{python} -m graftwerk.launch.torchrun",
+        f"--nnodes={job.launch.slurm.nodes} --nproc-per-node={job.processes}",
+        '--rdzv-backend=c10d --rdzv-id="$job" --rdzv-endpoint="$head:$port"',
+        train,
     ]
 
 
@@ -118,14 +113,13 @@ def render(job: Job, python: str, wrap: Sequence[str] = ()) -> str:
     """The whole script; `wrap` comes before the command of a node, as a container's does."""
     slurm = job.launch.slurm
     srun = [
-        f"srun --nodes={slurm.nodes} --ntasks={slurm.nodes} --ntasks-per-node=1",
-        "--kill-on-bad-exit=1",
-        *(["--overlap"] if job.launch.pack > 1 else []),
+        f"srun --nodes={slurm.nodes} --ntasks={slurm.nodes} --ntasks-per-node=1"
+        " --kill-on-bad-exit=1" + " --overlap" * (job.launch.pack > 1),
         '${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"}',
     ]
     if slurm.time:
         srun.insert(0, 'timeout --signal=KILL "$((limit - SECONDS))"')
-    pieces = [" ".join(srun), *wrap, *command(job, python)]
+    pieces = [*srun, *([shlex.join(wrap)] if wrap else []), *command(job, python)]
     return TEMPLATE.format(
         directives="\n".join(directives(job)),
         workdir=shlex.quote(str(job.workdir)),
@@ -152,7 +146,7 @@ TEMPLATE = """\
 
 cd {workdir} || exit {USER_ERROR}
 {preparation}
-export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}
+export PYTHONPATH={code}:{code}/tree${{PYTHONPATH:+:$PYTHONPATH}}
 export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIG{signal}  # torchrun passes them on
 export PET_SHUTDOWN_TIMEOUT={grace} TORCH_ELASTIC_SHUTDOWN_TIMEOUT={grace}
 limit={limit}  # seconds until this job ends a run by itself

@@ -1,0 +1,217 @@
+"""What is done with runs that were started: `status`, `results`, `retry`, `cancel` and `logs`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from graftwerk import config
+from graftwerk.errors import DONE, ConfigError
+from graftwerk.launch import slurm, state
+from graftwerk.launch.state import ACTIVE, CANCELLED, FAILED, FINISHED, STATES, Queue, Status
+from graftwerk.launch.sweep import Member, Sweep
+from graftwerk.log import words
+
+
+def queue_of(sweep: Sweep) -> Queue:
+    """What Slurm says, if any run was handed to it."""
+    handed = any(state.handed_to(member.folder) for member in sweep.members.values())
+    return slurm.queue() if handed else {}
+
+
+# ---------------------------------------------------------------- status
+
+
+def status(folder: Path, *, as_json: bool, watch: float | None) -> None:
+    """A table of all runs, again every `watch` seconds."""
+    while True:
+        sweep = Sweep.open(folder)
+        statuses = list(sweep.statuses(queue_of(sweep)).values())
+        if as_json:
+            print(json.dumps([_facts(one) for one in statuses]), flush=True)
+        else:
+            print("\n".join(table(statuses)), flush=True)
+        if watch is None or not any(one.state in ACTIVE for one in statuses):
+            return
+        time.sleep(watch)
+        print()
+
+
+def _facts(one: Status) -> dict[str, Any]:
+    return {**vars(one), "folder": str(one.folder)}
+
+
+def table(statuses: Sequence[Status]) -> list[str]:
+    """One line a run, and how many there are of each state."""
+    rows = [("run", "state", "steps", "best", "attempts", "left", "where")]
+    for one in statuses:
+        best = (
+            f"{one.metric} {words.number(one.metric, one.value)}" if one.value is not None else ""
+        )
+        rows.append(
+            (
+                one.name,
+                one.state,
+                f"{one.step:,}" + (f" of {one.steps:,}" if one.steps else ""),
+                best,
+                str(one.attempts or ""),
+                words.duration(one.eta) if one.eta is not None else "",
+                one.where or one.reason,
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    counts = Counter(one.state for one in statuses)
+    said = ", ".join(f"{counts[name]} {name}" for name in STATES if counts[name])
+    return [*lines, f"{len(statuses)} runs: {said}"]
+
+
+# ---------------------------------------------------------------- results
+
+
+def results(folder: Path, out: Path | None) -> list[str]:
+    """One row a finished run: the keys that differ between runs, and its scores. What to say."""
+    sweep = Sweep.open(folder)
+    statuses = sweep.statuses(queue_of(sweep))
+    rows = rows_of(sweep, statuses)
+    missing = [f"{one.name} ({one.state})" for one in statuses.values() if one.state != FINISHED]
+    said = [f"{len(rows)} of {len(statuses)} runs are finished"]
+    said += [f"missing: {', '.join(missing)}"] if missing else []
+    if out is None:
+        return [*_as_text(rows), *said]
+    if out.suffix == ".csv":
+        with out.open("w", newline="") as file:
+            table = csv.DictWriter(file, _columns(rows))
+            table.writeheader()
+            table.writerows(rows)
+    elif out.suffix == ".parquet":
+        _write_parquet(rows, out)
+    else:
+        raise ConfigError([f"--out {out}: should end in .csv or .parquet"])
+    return [*said, str(out)]
+
+
+def rows_of(sweep: Sweep, statuses: Mapping[str, Status]) -> list[dict[str, Any]]:
+    """By run: its name, the dotted keys whose values differ between the runs, step, scores."""
+    trees = {name: _flat(_tree(sweep.members[name])) for name in statuses}
+    keys = list(dict.fromkeys(key for tree in trees.values() for key in tree))
+    varying = [key for key in keys if len({repr(tree.get(key)) for tree in trees.values()}) > 1]
+    return [
+        {
+            "run": name,
+            **{key: trees[name].get(key) for key in varying if not key.startswith("launch.")},
+            "steps": one.step,
+            **(one.scores or {}),
+        }
+        for name, one in statuses.items()
+        if one.state == FINISHED
+    ]
+
+
+def _columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _as_text(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    columns = _columns(rows)
+    lines = [columns] + [[_cell(row.get(name)) for name in columns] for row in rows]
+    widths = [max(len(line[number]) for line in lines) for number in range(len(columns))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+        if columns
+    ]
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def _write_parquet(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
+    try:
+        import pyarrow  # pyright: ignore[reportMissingImports]
+        import pyarrow.parquet  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ConfigError(
+            ["--out: Parquet needs the package pyarrow; .csv needs nothing"]
+        ) from None
+    columns = {name: [row.get(name) for row in rows] for name in _columns(rows)}
+    pyarrow.parquet.write_table(pyarrow.table(columns), out)
+
+
+def _tree(member: Member) -> dict[str, Any]:
+    file = member.folder / "run.json"
+    return config.read(file) if file.exists() else {}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys; lists are their JSON."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = json.dumps(value) if isinstance(value, list) else value
+    return flat
+
+
+# ---------------------------------------------------------------- retry, cancel, logs
+
+
+def choose(sweep: Sweep, statuses: Mapping[str, Status], where: Sequence[str]) -> list[str]:
+    """The failed runs; with `where` (``key=value``), those with these values, failed or not."""
+    if not where:
+        return [name for name, one in statuses.items() if one.state in (FAILED, CANCELLED)]
+    wanted = config.parse_overrides(where)
+    found: list[str] = []
+    for name, member in sweep.members.items():
+        tree = _flat(_tree(member))
+        values = {key: tree.get(key, tree.get(f"{key}.kind")) for key in wanted}
+        if values == wanted and statuses[name].state not in (*ACTIVE, FINISHED):
+            found.append(name)
+    return found
+
+
+def cancel(folder: Path) -> str:
+    """End all that is queued or running: what trains saves its state first."""
+    sweep = Sweep.open(folder)
+    queue = queue_of(sweep)
+    active = [one for one in sweep.statuses(queue).values() if one.state in ACTIVE]
+    for one in active:
+        state.note(one.folder, cancelled=round(time.time()))
+    slurm.cancel(job for one in active if (job := state.handed_to(one.folder)) in queue)
+    places = [sweep.folder] if sweep.folder is not None else []
+    for place in [*places, *(one.folder for one in active)]:
+        if (pid := state.process_here(place)) is not None:
+            os.kill(pid, signal.SIGTERM)
+    elsewhere = [one.where for one in active if not state.handed_to(one.folder)]
+    others = sorted(set(elsewhere) - {socket.gethostname()})
+    return f"{len(active)} runs cancelled" + (
+        f"; not those on {', '.join(others)}" if others else ""
+    )
+
+
+def logs(folder: Path, name: str) -> int:
+    """Print what a run said: its own output, else its job's."""
+    sweep = Sweep.open(folder)
+    if name not in sweep.members:
+        raise ConfigError([f"{name}: no such run here{config.nearest(name, sweep.members)}"])
+    member = sweep.members[name]
+    files = [member.folder / "stdout.txt", member.folder / "stderr.txt"]
+    if sweep.folder is not None and (job := state.handed_to(member.folder)):
+        files.append(sweep.folder / "logs" / f"{job}.out")
+    for file in files:
+        if file.exists() and (text := file.read_text(errors="replace").rstrip()):
+            print(f"==> {file}\n{text}")
+    return DONE

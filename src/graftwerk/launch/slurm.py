@@ -1,0 +1,67 @@
+"""Slurm's own commands. What a site refuses is shown as the site said it."""
+
+from __future__ import annotations
+
+import getpass
+import re
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from graftwerk.errors import GraftwerkError
+from graftwerk.launch.state import Queued
+
+
+class SlurmError(GraftwerkError):
+    """Slurm refused, or is not there."""
+
+
+def _ask(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise SlurmError(
+            f"{command[0]}: not found; --on slurm needs Slurm's commands on this machine"
+        ) from None
+    if done.returncode != 0:
+        raise SlurmError(f"{command[0]} refused: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+def submit(script: Path) -> str:
+    """The id of the new job."""
+    return _ask("sbatch", "--parsable", str(script)).strip().partition(";")[0]
+
+
+def longest_array() -> int:
+    """Elements that the site allows in one array."""
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config"))
+    return int(found[1]) if found else 1001
+
+
+def queue() -> Mapping[str, Queued]:
+    """All jobs of this user that have not ended, by id: ``71_3`` for elements of arrays."""
+    form = "%i|%t|%N|%r"
+    rows = _ask(
+        "squeue", "--noheader", "--array", f"--user={getpass.getuser()}", f"--format={form}"
+    )
+    jobs: dict[str, Queued] = {}
+    for row in rows.splitlines():
+        job, state, nodes, reason = row.split("|", 3)
+        running = state not in ("PD", "RQ", "RH", "RF", "SE")
+        jobs[job] = Queued(running, nodes if running else reason)
+    return jobs
+
+
+def job_called(name: str) -> str | None:
+    """The id of this user's job of that name, if it has not ended."""
+    user = f"--user={getpass.getuser()}"
+    found = _ask("squeue", "--noheader", user, f"--name={name}", "--format=%F").split()
+    return found[0] if found else None
+
+
+def cancel(jobs: Iterable[str]) -> None:
+    """SIGTERM, and SIGKILL after the site's grace; pending ones never start."""
+    wanted = list(jobs)
+    if wanted:
+        _ask("scancel", *wanted)
