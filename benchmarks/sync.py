@@ -5,8 +5,8 @@
 Each worker is a process in a network namespace of its own, behind a link of that rate in Mbit/s
 in both directions (0: no limit), with `--latency-ms` through a relay. Contenders take turns, a
 block of steps each, in the same processes; `--slow 3` measures again with the last worker slowed
-by that factor, and `--kill` ends with a worker killed in the middle of a gossip run. Computing is a
-pause of `--step-ms` (see sync_worker.py).
+by that factor, and `--kill` ends with a worker killed in the middle of a gossip run. All workers
+share the processor, also in the step without communication.
 
 Prints JSON: for every rate and contender the median over rounds of the step's time, of its ratio to
 DDP's and to `max(step without communication, bytes sent ÷ rate)`, and what `graftwerk
@@ -30,6 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import timm
 from netns import Cluster, missing
 
 from graftwerk.sync import simulate
@@ -94,9 +95,9 @@ class Workers:
             "sync": sync,
             "steps": WARMUP + steps,
             "slow": slow,
-            "layers": options.layers,
-            "width": options.width,
-            "seconds": options.step_ms / 1e3,
+            "model": options.model,
+            "size": options.size,
+            "batch": options.batch,
         }
         for process in self.processes:
             if process.poll() is None:
@@ -156,10 +157,14 @@ def predicted(
         slow_workers=int(slow > 1),
         slow_factor=slow,
     )
-    found = simulate.predict(network, options.layers * options.width**2)
+    found = simulate.predict(network, parameters(options.model))
     return {
         p.method if p.method not in TOPOLOGIES else f"{p.method} {p.payload}": p.step for p in found
     }
+
+
+def parameters(model: str) -> int:
+    return sum(parameter.numel() for parameter in timm.create_model(model).parameters())
 
 
 def compare(
@@ -243,7 +248,7 @@ def main() -> None:
     report: dict[str, Any] = {
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}",
         "options": vars(options),
-        "parameters": options.layers * options.width**2,
+        "parameters": parameters(options.model),
         "not_measured": "real networks; accelerators",
         "rates": [],
     }
@@ -269,11 +274,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--latency-ms", type=float, default=0.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4, help="a multiple of 4, for post-local SGD")
-    parser.add_argument("--step-ms", type=float, default=300)
     parser.add_argument("--slow", type=float, default=1.0)
     parser.add_argument("--kill", action="store_true")
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--model", default="resnet18", help="of timm")
+    parser.add_argument("--size", type=int, default=64, help="pixels")
+    parser.add_argument("--batch", type=int, default=4, help="images of a worker in a step")
     parser.add_argument("--topologies", nargs="*", default=list(TOPOLOGIES))
     parser.add_argument("--payloads", nargs="*", default=list(PAYLOADS))
     return parser.parse_args()

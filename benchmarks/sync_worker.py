@@ -1,8 +1,7 @@
 """One worker of benchmarks/sync.py: a line of JSON in is a contender, a line out its step times.
 
-The network is a stack of linear layers with a pause behind each: a third of the step's time in the
-forward pass, two thirds in the backward pass. The pauses stand in for an accelerator that computes
-while the processor is free; gradients, buffers and bytes are real.
+The network is any of timm's, trained on random images; computing, gradients and bytes are real. A
+slowed worker pauses after each backward pass.
 """
 
 from __future__ import annotations
@@ -12,11 +11,13 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
+from torch.nn import functional
 
 from graftwerk import axes, config
 from graftwerk.axes import Batch, Objective, Output
@@ -24,35 +25,14 @@ from graftwerk.distributed import gather, join
 from graftwerk.sync.config import Sync
 
 
-class Pause(torch.autograd.Function):
-    """The identity, `forward` seconds late, and its gradient `backward` seconds late."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, forward: float, backward: float) -> Tensor:
-        ctx.backward_seconds = backward
-        time.sleep(forward)
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        time.sleep(ctx.backward_seconds)
-        return gradients[0], None, None
-
-
 class Task(Objective):
-    """`layers` matrices of `width`², and `seconds` of computing in a step."""
-
-    def __init__(self, layers: int, width: int, seconds: float) -> None:
+    def __init__(self, model: str) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.net = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(layers)))
-        self._share = seconds / layers
+        self.net = timm.create_model(model)
 
     def forward(self, batch: Batch) -> Output:
-        x = batch.images_nchw
-        for layer in cast(nn.Sequential, self.net):
-            x = cast(Tensor, Pause.apply(layer(x), self._share / 3, 2 * self._share / 3))
-        return Output(x.square().mean(), {})
+        return Output(functional.cross_entropy(self.net(batch.images_nchw), batch.targets), {})
 
 
 class PostLocalSgd(axes.Sync):
@@ -85,16 +65,21 @@ def measure(asked: dict[str, Any]) -> dict[str, Any]:
         if asked["sync"]["kind"] == "post_local_sgd":
             sync = PostLocalSgd(asked["sync"]["period"])
         slow = asked["slow"] if world.rank == world.size - 1 else 1.0
-        task = Task(asked["layers"], asked["width"], asked["seconds"] * slow)
+        task = Task(asked["model"])
         model = sync.wrap(task)
         optimizer = torch.optim.SGD(task.parameters(), lr=1e-3)
         sync.attach(model, optimizer)
-        batch = Batch(torch.randn(8, asked["width"]), torch.zeros(8), torch.arange(8))
+        count = asked["batch"]
+        images = torch.randn(count, 3, asked["size"], asked["size"])
+        batch = Batch(images, torch.arange(count), torch.arange(count))
         gather(world, None)
         ends, sent, busy = list[float](), list[int](), list[float]()
         for _ in range(asked["steps"]):
+            began = time.perf_counter()
             with sync.accumulating(last=True):
                 model(batch).loss.backward()
+            if slow > 1:
+                time.sleep((slow - 1) * (time.perf_counter() - began))
             sync.mix()
             optimizer.step()
             sync.publish()

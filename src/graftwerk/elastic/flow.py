@@ -23,7 +23,7 @@ from collections.abc import Callable
 QUEUE = 0.02
 """Seconds that a packet may wait for those before it."""
 LARGE = 1 << 18
-"""Bytes from which on a body says something about the rate."""
+"""Bytes from which on a body is paced, and says something about the rate."""
 LEAST = 1 << 16
 """Bytes that may always be under way."""
 PIECE = 1 << 20
@@ -40,7 +40,10 @@ class Flow:
     def __init__(self, connection: socket.socket, progress: Callable[[], None]) -> None:
         self._connection, self._progress = connection, progress
         self._rate: float | None = None
-        """Bytes per second that were acknowledged during the last large body; None: not known."""
+        """Bytes per second that were acknowledged while more were waiting; None: not known."""
+        self._handed_over = 0
+        self._since = time.monotonic(), 0
+        """(seconds, bytes acknowledged) when the rate was looked at last, or the link was idle."""
         self._broken = select.poll()
         self._broken.register(connection, 0)  # errors are always reported
 
@@ -52,17 +55,26 @@ class Flow:
         if sys.platform != "linux" or len(body) < LARGE:
             self._connection.sendall(body)
             return
-        began, before, window = time.monotonic(), self._under_way(), self._window()
+        if self._under_way() < LEAST:
+            self._since = time.monotonic(), self._handed_over
+        window = self._window()
         piece = min(PIECE, window // 4)
         for first in range(0, len(body), piece):
             self._make_room(window - piece)
-            self._connection.sendall(body[first : first + piece])
+            part = body[first : first + piece]
+            self._connection.sendall(part)
+            self._handed_over += len(part)
             self._progress()
         if self._rate is None:
             self._make_room(0)
-        acknowledged = before + len(body) - self._under_way()
-        if acknowledged > 0:
-            self._rate = acknowledged / (time.monotonic() - began)
+        self._learn()
+
+    def _learn(self) -> None:
+        now, acknowledged = time.monotonic(), self._handed_over - self._under_way()
+        began, before = self._since
+        if acknowledged - before >= LARGE:
+            self._rate = (acknowledged - before) / (now - began)
+            self._since = now, acknowledged
 
     def _window(self) -> int:
         """Bytes that may be under way."""
@@ -73,7 +85,7 @@ class Flow:
     def _make_room(self, most: int) -> None:
         """Wait until at most so many bytes are under way."""
         while (excess := self._under_way() - most) > 0:
-            if self._broken.poll(1e3 * excess / (self._rate or FAST)):
+            if self._broken.poll(1e3 * min(QUEUE, excess / (self._rate or FAST))):
                 raise ConnectionError("broken while data was under way")
 
     def _under_way(self) -> int:
