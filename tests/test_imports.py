@@ -17,9 +17,9 @@ LAYERS = """
     __main__
     cli
     launch rehearse
-    start score reconstruct inference
+    start score reconstruct inference report
     recipes
-    grid
+    grid incubation
     pipeline train
     observe export
     runfolder pictures

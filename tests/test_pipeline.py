@@ -172,4 +172,4 @@ def test_show_tells_of_weights_that_are_not_there_yet() -> None:
     run = tiny().model_copy(
         update={"model": Model(name="test_convnext", pretrained=Path("no/run"))}
     )
-    assert derived(run, 1)["pretrained"] == "no/run does not exist yet"
+    assert derived(run, 1)["model.pretrained"] == "no/run does not exist yet"

@@ -92,6 +92,13 @@ def _parser() -> argparse.ArgumentParser:
     add_commands(command)
     command(recipes, "list the recipes", usage="", takes_keys=False)
     sub = command(
+        report,
+        "what the runs of a recipe reached, and the device-hours of each",
+        usage="RECIPE [--json] [key=value …]",
+    )
+    sub.add_argument("recipe")
+    sub.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    sub = command(
         evaluate,
         "score a run, an exported folder or a weight file on the validation images",
         usage="RUN_OR_FILE [--recipe RECIPE] [--checkpoint best|last] [--json] [key=value …]",
@@ -103,8 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         export,
         "write a run's network for timm: model.safetensors, config.json, a model card",
-        usage="RUN --to DIR [--format timm|compact] [--checkpoint best|last] "
-        "[--weights auto|raw|ema]",
+        usage="RUN --to DIR [--format timm|compact|stages] [--divide MODULES] "
+        "[--checkpoint best|last] [--weights auto|raw|ema]",
         takes_keys=False,
     )
     sub.add_argument("source", type=Path)
@@ -112,10 +119,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--checkpoint", choices=("best", "last"), default="best")
     sub.add_argument(
         "--format",
-        choices=("timm", "compact"),
+        choices=("timm", "compact", "stages"),
         default="timm",
-        help="compact: of sparse weights only what is not zero",
+        help="compact: of sparse weights only what is not zero; stages: a file of Deep Incubation",
     )
+    sub.add_argument("--divide", default="", help="stages: blocks of each module, as [3,3,3,3]")
     sub.add_argument(
         "--weights", choices=("auto", "raw", "ema"), default="auto", help="auto: EMA where kept"
     )
@@ -248,6 +256,14 @@ def show(options: argparse.Namespace, words: list[str], arguments: list[str]) ->
     return DONE
 
 
+def report(options: argparse.Namespace, words: list[str], arguments: list[str]) -> int:
+    del arguments
+    from graftwerk.report import report
+
+    print(report(_pipeline(options.recipe, words), as_json=options.json))
+    return DONE
+
+
 def recipes(options: argparse.Namespace, words: list[str], arguments: list[str]) -> int:
     del options, words, arguments
     from graftwerk.recipes import shipped, summary
@@ -278,12 +294,14 @@ def evaluate(options: argparse.Namespace, words: list[str], arguments: list[str]
 
 def export(options: argparse.Namespace, words: list[str], arguments: list[str]) -> int:
     del words, arguments
-    from graftwerk.score import export_run
+    from graftwerk.score import export_run, export_stages
 
+    chosen = options.source, options.to, options.checkpoint, options.weights
+    if options.format == "stages":
+        print(export_stages(*chosen, options.divide))
+        return DONE
     compact = options.format == "compact"
-    print(
-        export_run(options.source, options.to, options.checkpoint, options.weights, compact=compact)
-    )
+    print(export_run(*chosen, compact=compact))
     return DONE
 
 

@@ -16,7 +16,7 @@ from graftwerk.checkpoint import atomic, sync_folder
 from graftwerk.errors import ConfigError, StorageError
 from graftwerk.models import compressed
 from graftwerk.models.config import Model
-from graftwerk.models.factory import count_parameters
+from graftwerk.models.factory import count_parameters, depth_arguments, own_depths
 
 ABOUT_ARCHITECTURE = ("first_conv", "classifier", "fixed_input_size")
 """What timm's own facts say about any weights of an architecture; the rest is of theirs alone."""
@@ -47,6 +47,7 @@ def export(
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ConfigError([f"{folder}: exists already; name a new folder, or remove it first"])
+    _check_depths(model)
     preprocessing = {
         "input_size": input_size,
         "mean": mean,
@@ -65,6 +66,12 @@ def export(
         _write(folder, contents)
     except OSError as error:
         raise StorageError(f"{folder}: can't be written ({error.strerror or error})") from error
+
+
+def _check_depths(model: Model) -> None:
+    if model.depths is None or depth_arguments(model) or own_depths(model) == model.depths:
+        return
+    raise ConfigError([f"model.depths: timm can't build {model.name!r} with other depths"])
 
 
 def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
@@ -101,7 +108,7 @@ def _config(
 ) -> dict[str, Any]:
     """timm's layout of a model: how to build it, and how its images are prepared."""
     known = cast(dict[str, Any], net.pretrained_cfg)
-    args = dict(model.args)
+    args = model.args | depth_arguments(model)
     if known["fixed_input_size"]:
         args.setdefault("img_size", preprocessing["input_size"][1:])
     return {

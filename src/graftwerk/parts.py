@@ -18,6 +18,7 @@ from graftwerk.data.order import Order
 from graftwerk.data.source import Splits
 from graftwerk.data.transforms import eval_transform, train_transform
 from graftwerk.errors import ConfigError
+from graftwerk.models.assemble import assemble
 from graftwerk.models.factory import build_model, scale_head
 from graftwerk.models.weights import load_weights, read_state_dict
 from graftwerk.optim import schedules
@@ -261,12 +262,14 @@ def build_net(run: Run, num_classes: int) -> tuple[nn.Module, list[str]]:
     """The network with its first weights, on the CPU, and what loading them left out."""
     seed_everything(run.seed)
     net = build_model(
-        run.model,
+        run.network,
         num_classes=num_classes,
         in_chans=run.data.channels,
         img_size=run.augment.height_width,
     )
     notes: list[str] = []
+    if run.model.modules:
+        assemble(net, run.model)
     if run.model.pretrained is not None:
         if not run.model.pretrained.exists():
             raise ConfigError([f"model.pretrained: {run.model.pretrained} does not exist"])
@@ -294,8 +297,20 @@ def check_execution(run: Run) -> None:
         )
 
 
+def check_whole(run: Run) -> None:
+    """Masks would change modules that must stay as they are."""
+    if not run.objective.whole and run.sparsity.kind != "dense":
+        raise ConfigError(
+            [
+                f"sparsity: objective={run.objective.kind} trains a part of the network and leaves "
+                f"the rest as it is; use sparsity={run.sparsity.kind} in the fine-tuning"
+            ]
+        )
+
+
 def build(run: Run, world: World) -> Parts:
     check_execution(run)
+    check_whole(run)
     choose_algorithms(run.deterministic)
     splits = open_data(run)
     numbers = plan(run, len(splits.train), world.size)

@@ -132,6 +132,11 @@ class Run(Node):
         size = self.evaluate.size or self.augment.size
         return size if isinstance(size, tuple) else (size, size)
 
+    @property
+    def network(self) -> Model:
+        """What is built: `model`, or what the objective trains in its place."""
+        return self.objective.network(self.model)
+
     def build(self, world: World) -> Parts:
         """Everything alive that the loop needs, new for every call."""
         from graftwerk.parts import build

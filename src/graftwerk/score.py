@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from graftwerk import config
+from graftwerk.checkpoint import Entry, atomic
 from graftwerk.distributed import join
-from graftwerk.errors import ConfigError
+from graftwerk.errors import ConfigError, StorageError
 from graftwerk.evaluate import evaluate
 from graftwerk.export import export
 from graftwerk.models.config import Model
+from graftwerk.models.division import Divide
+from graftwerk.models.published import published
 from graftwerk.models.weights import load_weights, read_state_dict
 from graftwerk.parts import Parts, build_net
 from graftwerk.recipes import find
@@ -94,21 +98,11 @@ def export_run(
     """Export the network of a run's checkpoint; the command that loads it."""
     folder = RunFolder.open(source)
     run, facts = folder.run, folder.facts
-    entry, state = folder.checkpoint(which)
-    net, _ = build_net(
-        run.model_copy(update={"model": _without_weights(run.model)}), len(facts["classes"])
-    )
-    averaged = state["parts"]["ema"] is not None
-    if weights == "ema" and not averaged:
-        raise ConfigError([f"{source}: this run kept no moving average (ema.decay is not set)"])
-    if averaged and weights != "raw":
-        net.load_state_dict(state["parts"]["ema"])
-    else:
-        net.load_state_dict(_net_of(state["parts"]["objective"]))
+    net, entry, averaged = _trained(folder, which, weights)
     export(
         net,
         target,
-        model=run.model,
+        model=run.network,
         num_classes=len(facts["classes"]),
         classes=facts["classes"],
         input_size=(run.data.channels, *run.eval_size),
@@ -121,7 +115,8 @@ def export_run(
             "run": run.name,
             "step": entry.step,
             "scores": entry.manifest()["scores"],
-            "weights": "moving average" if averaged and weights != "raw" else "raw",
+            "weights": "moving average" if averaged else "raw",
+            "norm_eps": run.model.norm_eps,
             **folder.environment(),
         },
         compact=compact,
@@ -131,8 +126,46 @@ def export_run(
     return f"{target}: timm.create_model('local-dir:{target}', pretrained=True) loads it"
 
 
+def export_stages(source: Path, target: Path, which: str, weights: str, divide: str) -> str:
+    """Write the network of a run's checkpoint as Deep Incubation's code reads it."""
+    if target.exists():
+        raise ConfigError([f"{target}: exists already; name a new file, or remove it first"])
+    try:
+        modules = TypeAdapter[Divide](Divide).validate_python(config.parse_value(divide))
+    except ValidationError:
+        raise ConfigError(
+            [f"--divide: should be the blocks of each module, as [3,3,3,3] (got {divide})"]
+        ) from None
+    net, _, _ = _trained(RunFolder.open(source), which, weights)
+    contents = published(net, modules)
+    try:
+        with atomic(target) as file:
+            torch.save(contents, file)
+    except OSError as error:
+        raise StorageError(f"{target}: can't be written ({error.strerror or error})") from error
+    return f"{target}: --meta_model, --incubation_models and --finetune load it"
+
+
+def _trained(folder: RunFolder, which: str, weights: str) -> tuple[nn.Module, Entry, bool]:
+    """The network of a run's checkpoint, and whether it is the moving average."""
+    entry, state = folder.checkpoint(which)
+    model = _without_weights(folder.run.model)
+    run = folder.run.model_copy(update={"model": model})
+    net, _ = build_net(run, len(folder.facts["classes"]))
+    averaged = state["parts"]["ema"] is not None
+    if weights == "ema" and not averaged:
+        raise ConfigError(
+            [f"{folder.path}: this run kept no moving average (ema.decay is not set)"]
+        )
+    if averaged and weights != "raw":
+        net.load_state_dict(state["parts"]["ema"])
+        return net, entry, True
+    net.load_state_dict(_net_of(state["parts"]["objective"]))
+    return net, entry, False
+
+
 def _without_weights(model: Model) -> Model:
-    return model.model_copy(update={"pretrained": None})
+    return model.model_copy(update={"pretrained": None, "modules": ()})
 
 
 def _net_of(objective: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from graftwerk import config, handover, runfolder
-from graftwerk.axes import World
+from graftwerk.axes import Objective, World
 from graftwerk.distributed import join, on_main
 from graftwerk.errors import DataError
 from graftwerk.models.factory import count_parameters
@@ -51,20 +51,17 @@ def derived(run: Run, world_size: int) -> dict[str, Any]:
     except DataError as error:
         return facts | {"data": f"can't be opened: {error}"}
     numbers = plan(run, len(splits.train), world_size)
-    path = run.model.pretrained
-    if path is not None and not path.exists():  # as of a pipeline's run that has not ended yet
-        facts["pretrained"] = f"{path} does not exist yet"
-        run = run.model_copy(update={"model": run.model.model_copy(update={"pretrained": None})})
-    net, notes = build_net(run, len(splits.classes))
+    absent = {key: path for key, path in handover.inputs(run).items() if not path.exists()}
+    facts |= {key: f"{path} does not exist yet" for key, path in absent.items()}
+    net, notes = build_net(_without_weights(run) if absent else run, len(splits.classes))
     rows, columns = run.augment.height_width
-    objective = build_objective(run, net)
-    trainable = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    trainable = {} if absent else {"trainable": f"{_count_trainable(build_objective(run, net)):,}"}
     return facts | {
         "images": f"{len(splits.train):,} to train, {len(splits.val):,} to validate",
         "classes": len(splits.classes),
         "input": f"{run.data.channels}×{rows}×{columns}",
         "parameters": f"{count_parameters(net):,}",
-        "trainable": f"{trainable:,}",
+        **trainable,
         "effective batch": batch_in_words(
             run.batch.size, world_size, numbers.accumulate, numbers.micro
         ),
@@ -72,6 +69,16 @@ def derived(run: Run, world_size: int) -> dict[str, Any]:
         "peak learning rate": f"{numbers.peak_lr:g}",
         **{f"pretrained ({number})": line for number, line in enumerate(notes, start=1)},
     }
+
+
+def _count_trainable(objective: Objective) -> int:
+    return sum(p.numel() for p in objective.parameters() if p.requires_grad)
+
+
+def _without_weights(run: Run) -> Run:
+    """As of a pipeline's run whose inputs have not been trained yet."""
+    model = run.model.model_copy(update={"pretrained": None, "modules": ()})
+    return run.model_copy(update={"model": model})
 
 
 def describe(run: Run) -> str:

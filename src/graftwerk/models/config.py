@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from graftwerk.config import Node
+from graftwerk.models.division import Blocks
 
 
 class Model(Node):
@@ -22,4 +23,14 @@ class Model(Node):
     head_init_scale: float = Field(default=1.0, gt=0)
     checkpointing: bool = False
     """Recompute activations in the backward pass, where the model offers it."""
+    depths: tuple[Blocks, ...] | None = None
+    """Blocks of each stage (a ViT has one stage); unset: the model's own."""
+    blocks: str | None = None
+    """A regular expression for the names of blocks, with a group for the block's number and one
+    before it for the stage's; needed where timm's model doesn't describe itself."""
+    norm_eps: float | None = Field(default=None, gt=0)
+    """ε of layer norms; unset: the model's own."""
+    modules: tuple[Path, ...] = ()
+    """The network is assembled of these: runs of objective=incubate in the order of their modules,
+    or checkpoints of Deep Incubation (docs/incubation.md)."""
     args: dict[str, Any] = Field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import Any
 
@@ -13,9 +14,13 @@ from graftwerk.config import nearest
 from graftwerk.errors import ConfigError
 from graftwerk.models import cifar, small
 from graftwerk.models.config import Model
+from graftwerk.models.stages import cut, layout
 
 OWN = (small, cifar)
 """Imported so that timm knows their networks."""
+
+DEPTHS = ("depths", "layers", "depth")
+"""Arguments by which timm's networks take their numbers of blocks; `depth` is that of one stage."""
 
 SOURCES = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 """Arguments by which timm finds weights."""
@@ -36,6 +41,8 @@ def build_model(
     drops = {"drop_rate": model.drop, "drop_path_rate": model.drop_path}
     given: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans}
     given |= {name: rate for name, rate in drops.items() if rate is not None}
+    depths = depth_arguments(model)
+    given |= depths
     _check_args(model, given)
     try:
         if img_size is not None and _is_built_for_one_size(model.name):
@@ -43,9 +50,88 @@ def build_model(
         net = timm.create_model(model.name, pretrained=False, **(given | model.args))
     except Exception as error:
         raise ConfigError([_refusal(model, given, error)]) from error
+    _describe_blocks(net, model)
+    if model.depths is not None and not depths:
+        cut(net, model.depths, model.drop_path)
+    if model.norm_eps is not None:
+        _set_eps(net, model.norm_eps)
     if model.checkpointing:
         _checkpoint_activations(net)
     return net
+
+
+def own_depths(model: Model) -> tuple[int, ...]:
+    """Blocks of each stage of the network, `model.depths` left aside."""
+    return layout(_skeleton(model)).depths
+
+
+def depth_arguments(model: Model) -> dict[str, Any]:
+    """`model.depths` as the network takes them; empty where blocks must be cut away instead.
+
+    Raises `ConfigError` where the network can't have these depths.
+    """
+    if model.depths is None:
+        return {}
+    net = _skeleton(model)
+    own, depths = layout(net).depths, model.depths
+    if len(own) != len(depths):
+        stages = "1 stage" if len(own) == 1 else f"{len(own)} stages"
+        raise ConfigError(
+            [
+                f"model.depths: {model.name!r} has {stages} ({', '.join(map(str, own))} blocks), "
+                f"and {len(depths)} {'depth is' if len(depths) == 1 else 'depths are'} given"
+            ]
+        )
+    parameters = inspect.signature(type(net).__init__).parameters
+    argument = next((name for name in DEPTHS if name in parameters), None)
+    if argument is not None:
+        return {argument: depths[0] if argument == "depth" else list(depths)}
+    if any(wanted > there for wanted, there in zip(depths, own, strict=True)):
+        raise ConfigError(
+            [
+                f"model.depths: {model.name!r} has {', '.join(map(str, own))} blocks, and blocks "
+                "can only be taken away"
+            ]
+        )
+    return {}
+
+
+def _skeleton(model: Model) -> nn.Module:
+    """The network with shapes and no numbers."""
+    try:
+        with torch.device("meta"):
+            net = timm.create_model(model.name, **model.args)
+    except Exception as error:
+        raise ConfigError([_refusal(model, {}, error)]) from error
+    _describe_blocks(net, model)
+    return net
+
+
+def _describe_blocks(net: nn.Module, model: Model) -> None:
+    """`model.blocks` takes the place of what timm's networks say of themselves."""
+    if model.blocks is None:
+        return
+    try:
+        groups = re.compile(model.blocks).groups
+    except re.error as error:
+        raise ConfigError([f"model.blocks: no regular expression ({error})"]) from None
+    if groups not in (1, 2):
+        raise ConfigError(
+            [f"model.blocks: needs one group (block) or two (stage, block), and has {groups}"]
+        )
+    groups_of_net = {"stem": "", "blocks": model.blocks}
+
+    def group_matcher(coarse: bool = False) -> dict[str, str]:
+        del coarse
+        return groups_of_net
+
+    net.group_matcher = group_matcher  # pyright: ignore[reportArgumentType]
+
+
+def _set_eps(net: nn.Module, eps: float) -> None:
+    for module in net.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = eps
 
 
 def count_parameters(net: nn.Module) -> int:

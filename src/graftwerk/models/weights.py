@@ -22,6 +22,7 @@ from graftwerk.axes import World
 from graftwerk.checkpoint import Checkpoints
 from graftwerk.errors import CheckpointError
 from graftwerk.models import compressed
+from graftwerk.models.stages import STAGES, VIT, Layout
 
 State = dict[str, Tensor]
 
@@ -62,9 +63,21 @@ def read_state_dict(path: Path) -> State:
     return encoder or state
 
 
+def read_stages(path: Path) -> list[State]:
+    """The modules in a checkpoint of Deep Incubation, under names of their own; else none."""
+    return _stages(_read(path))
+
+
+def _stages(saved: Any) -> list[State]:
+    found = cast(Mapping[Any, Any], saved).get(STAGES) if isinstance(saved, Mapping) else None
+    return [dict(stage) for stage in found] if isinstance(found, list) else []
+
+
 def read_weights(path: Path) -> State:
     """All tensors of a weight file, unwrapped, without the prefixes that wrappers add."""
     saved: Any = _read(path)
+    if stages := _stages(saved):
+        return Layout([VIT], [name for stage in stages for name in stage]).join(stages)
     while (inner := _wrapped(saved)) is not None:
         saved = inner
     named = cast(Mapping[Any, Any], saved).items() if isinstance(saved, Mapping) else ()
@@ -81,6 +94,19 @@ def read_weights(path: Path) -> State:
     return state
 
 
+def read_trained(path: Path) -> State:
+    """Like `read_state_dict`, but a run folder stands for the end of the run."""
+    return net_of(read_finished(path)) if (path / "run.json").exists() else read_state_dict(path)
+
+
+def read_finished(folder: Path) -> dict[str, Any]:
+    """The state of a run's parts at its end. Raises `CheckpointError` where it has not ended."""
+    entry, _ = Checkpoints(folder / "checkpoints", World(), keep=1).newest_good()
+    if entry is None or not entry.manifest()["finished"]:
+        raise CheckpointError(f"{folder}: this run has not finished yet")
+    return entry.state()["parts"]
+
+
 def _of_run(folder: Path) -> State:
     """The network of a run's best checkpoint: its moving average where one was kept."""
     checkpoints = Checkpoints(folder / "checkpoints", World(), keep=1)
@@ -88,7 +114,11 @@ def _of_run(folder: Path) -> State:
     if entry is None:
         raise CheckpointError(f"{folder}: has no checkpoint yet")
     entry.verify()
-    parts = checkpoint.read_tensors(entry.folder / "rank0.pt")["parts"]
+    return net_of(checkpoint.read_tensors(entry.folder / "rank0.pt")["parts"])
+
+
+def net_of(parts: Mapping[str, Any]) -> State:
+    """The network in the state of a run's parts: its moving average where one was kept."""
     if parts["ema"] is not None:
         return parts["ema"]
     objective = parts["objective"].items()
@@ -174,6 +204,23 @@ def load_weights(net: nn.Module, state: Mapping[str, Tensor]) -> LoadReport:
             if name in own and name not in fitting
         },
     )
+
+
+def load_exactly(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load every tensor of `net`, in place. Raises `CheckpointError` naming what does not fit."""
+    own = net.state_dict()
+    shapes = [
+        f"{name} is {_shape(state[name].shape)} there and {_shape(own[name].shape)} here"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    kinds = {"of another shape": shapes, "not there": missing, "not here": unexpected}
+    problems = [f"{kind}: {_listed(names, 3)}" for kind, names in kinds.items() if names]
+    if problems:
+        raise CheckpointError("\n".join([f"{source}: belongs to another network", *problems]))
+    net.load_state_dict(state)
 
 
 def _fitting(state: State, own: State) -> State:

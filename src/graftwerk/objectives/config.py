@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from graftwerk.config import Choice
+from graftwerk.models.config import Model
+from graftwerk.models.division import Divide, Division, hybrid, shape
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,6 +24,12 @@ class Objective(Choice):
     default_kind = "supervised"
     labelled: ClassVar[bool] = True
     """Whether it needs labels; without, the network has no head."""
+    whole: ClassVar[bool] = True
+    """Whether all of the network may change; else it can't be sparsified."""
+
+    def network(self, model: Model) -> Model:
+        """The network that is trained: the run's own, unless it is trained inside another."""
+        return model
 
     def build(
         self, net: nn.Module, *, channels: int, sizes: Mapping[str, tuple[int, int]]
@@ -76,3 +84,52 @@ class Spark(Objective, kind="spark"):
         objective = Spark(net, channels=channels, **self.model_dump())
         objective.check(sizes)
         return objective
+
+
+class Incubate(Supervised, kind="incubate"):
+    """One module of a network, trained inside a small trained network in the place of its own."""
+
+    whole: ClassVar[bool] = False
+
+    divide: Divide
+    """Blocks of each module of the network (`models/division.py`)."""
+    meta_divide: Divide
+    """Blocks of each module of the meta network."""
+    index: int = Field(ge=0)
+    """The module that is trained, from 0."""
+    meta: Path
+    """The trained meta network: a run, an exported folder, a weight file."""
+    frozen_drop: bool = True
+    """Drop path and dropout work in the frozen modules too, as published."""
+    frozen_norm: Literal["eval", "batch"] = "eval"
+    """Frozen batch norms use their running statistics, or those of the batch; none is changed."""
+
+    @model_validator(mode="after")
+    def _modules_belong_together(self) -> Incubate:
+        if shape(self.divide) != shape(self.meta_divide):
+            raise ValueError(
+                f"meta_divide needs a number for each of divide, which has {len(self.divide)} "
+                f"modules (got {len(self.meta_divide)})"
+            )
+        if self.index >= len(self.divide):
+            raise ValueError(f"index should be less than {len(self.divide)}, the number of modules")
+        return self
+
+    def network(self, model: Model) -> Model:
+        """The meta network with one module of the run's model in it."""
+        depths = model.depths
+        if depths is None:
+            from graftwerk.models.factory import own_depths
+
+            depths = own_depths(model)
+        division = Division.of(self.divide, depths, key="objective.divide")
+        inside = division.like(hybrid(self.meta_divide, self.divide, self.index))
+        return model.model_copy(update={"depths": inside.depths})
+
+    def build(
+        self, net: nn.Module, *, channels: int, sizes: Mapping[str, tuple[int, int]]
+    ) -> axes.Objective:
+        del channels, sizes
+        from graftwerk.objectives.incubate import Incubate
+
+        return Incubate(net, self)

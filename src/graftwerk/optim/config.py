@@ -57,6 +57,9 @@ class Schedule(Choice):
     """The schedule begins after the warm-up; False: the warm-up replaces its beginning (timm)."""
     per: Literal["step", "epoch"] = "step"
     """Values change each step, or stay for an epoch."""
+    lag: int = Field(default=0, ge=0)
+    """The first value is used for so many steps or epochs more, and all later ones are late by as
+    many: 1 epoch in DeiT's code and in what was built on it."""
 
 
 Share = Annotated[float, Field(gt=0, lt=1)]

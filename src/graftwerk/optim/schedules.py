@@ -51,6 +51,7 @@ def factor(schedule: Schedule, step: int, total_steps: int, steps_per_epoch: int
             float(math.ceil(total_steps / steps_per_epoch)),
             w / steps_per_epoch,
         )
+    t = max(0.0, t - schedule.lag)
     if t < w:
         peak = w - 1 if schedule.warmup_reaches_peak else w
         return warmup(t, peak, schedule.warmup_start)
