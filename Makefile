@@ -9,7 +9,7 @@ help:
 	@echo "make demo         train a small classifier on real images, in a minute"
 	@echo "make test         ruff, pyright and pytest"
 	@echo "make lint         ruff and pyright alone"
-	@echo "make test-system  install the Debian packages of the tests on Slurm"
+	@echo "make test-system  install the Debian packages of the tests on Slurm, containers, ssh"
 	@echo "make clean        remove .venv and what tools left behind"
 
 install: $(INSTALLED)
@@ -45,11 +45,13 @@ test: lint
 
 test-system:
 	@command -v apt-get >/dev/null || { echo "only Debian and Ubuntu are known here:" \
-		"install Slurm (slurmctld, slurmd, srun) and munge by hand"; exit 1; }
+		"install Slurm (slurmctld, slurmd, srun), munge, iproute2," \
+		"Charliecloud, Podman with runc, OpenSSH and rsync by hand"; exit 1; }
 	@root=$$(test "$$(id -u)" = 0 || echo sudo); set -ex; \
 		$$root apt-get update -qq; \
 		$$root env DEBIAN_FRONTEND=noninteractive \
-			apt-get install -qq --yes --no-install-recommends slurm-wlm munge
+			apt-get install -qq --yes --no-install-recommends slurm-wlm munge \
+			iproute2 charliecloud podman runc openssh-server openssh-client rsync
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache build dist
