@@ -19,7 +19,8 @@ def time_limit(cluster: Cluster, job: str, signal: str | None = None) -> str:
     The job script's ``#SBATCH --signal=[B:]SIGNAL@SECONDS`` says what that is, and whether it goes
     to the batch shell (B) or to the tasks. `signal` is written like that, and wins.
     """
-    asked = SIGNAL.search(f"#SBATCH --signal={signal}" if signal else _script(cluster, job))
+    script = f"#SBATCH --signal={signal}" if signal else _script(cluster, job)
+    asked = SIGNAL.search(script)
     if asked is None:
         raise RehearsalError(f"job {job}: its script asks for no --signal; name one")
     flags, name = asked[1] or "", asked[2]
@@ -91,6 +92,7 @@ def free(cluster: Cluster) -> None:
 
 
 def _script(cluster: Cluster, job: str) -> str:
+    _slurm(cluster, "scontrol", "show", "job", job)  # `write` succeeds for jobs that don't exist
     return _slurm(cluster, "scontrol", "write", "batch_script", job, "-")
 
 
