@@ -28,6 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     options, rest = _parser().parse_known_args(words)
     try:
+        if options.at is not None:
+            from graftwerk.launch.remote import there
+
+            return there(options.at, words[2:] if words[0] == "--at" else words[1:])
         overrides = rest if options.takes_keys else _no_more(rest)
         return options.command(options, overrides, words)
     except GraftwerkError as error:
@@ -51,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"graftwerk {__version__}")
+    parser.add_argument(
+        "--at", metavar="PROFILE", help="give the command on the login node of a cluster's profile"
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(

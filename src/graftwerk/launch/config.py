@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field
 from graftwerk import config
 from graftwerk.config import Node, Plain, nearest
 from graftwerk.errors import ConfigError
+from graftwerk.launch.container import Container
 
 PROFILES = "GRAFTWERK_CLUSTERS"
 """The environment variable that names another file of profiles."""
@@ -88,6 +89,16 @@ class Launch(Node):
     attempts: int = Field(default=30, ge=1)
     """Starts of a run, after which it isn't queued again by itself."""
     slurm: Slurm = Slurm()
+    container: Container = Container()
+
+    host: str | None = None
+    """The login node that `--at PROFILE` works on: ``user@login``, or a name of ssh's config."""
+    storage: Path | None = None
+    """The folder there in which each working folder gets one of its own name."""
+    leave_out: tuple[str, ...] = ()
+    """Patterns of rsync for files that stay here, beside what git ignores."""
+    ssh: str = "ssh"
+    """The command that connects, with options of one's own."""
 
 
 def profiles_file() -> Path:

@@ -18,7 +18,7 @@ Runtime = Literal["apptainer", "singularity", "charliecloud", "podman"]
 FILES = {".sif": "apptainer", ".sqfs": "charliecloud", ".squashfs": "charliecloud"}
 PASSED_ON = (
     *("SLURM_*", "GRAFTWERK_*", "MASTER_*", "RANK", "WORLD_SIZE", "LOCAL_*", "GROUP_*"),
-    *("TORCH*", "NCCL_*", "GLOO_*", "CUDA_*", "OMP_*", "PYTHONPATH", "WANDB_*", "TRACKIO_*"),
+    *("TORCH*", "PET_*", "NCCL_*", "GLOO_*", "CUDA_*", "OMP_*", "PYTHONPATH", "WANDB_*", "TRACKIO_*"),
 )
 """Variables that Podman hands on; the others hand on all of them."""
 

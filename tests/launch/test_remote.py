@@ -1,0 +1,99 @@
+"""A laptop, a login node behind a real sshd, and the private Slurm behind that."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import require_program
+from graftwerk.cli import main
+from graftwerk.launch.config import PROFILES
+from graftwerk.rehearse.cluster import Cluster
+from sshd import PROGRAMS, private_sshd
+
+RECIPE = """\
+from graftwerk.run import Run
+
+def small() -> Run:
+    return Run(name="small", steps=2, epochs=1, device="cpu")
+"""
+PROFILE = """\
+[lab]
+host = "login"
+storage = "{storage}"
+ssh = "ssh -F {config}"
+leave_out = ["*.ipynb"]
+
+[lab.slurm]
+venv = "{venv}"
+environment = {{ OMP_NUM_THREADS = "1" }}
+
+[here.slurm]
+time = "10"
+"""
+
+
+@pytest.fixture
+def laptop(
+    tmp_path: Path, slurm: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Path, Path]]:
+    """(the working folder here, the storage there); `lab` is the profile that joins them."""
+    require_program(*PROGRAMS)
+    project, storage = tmp_path / "project", tmp_path / "storage"
+    project.mkdir()
+    (project / "recipe.py").write_text(RECIPE)
+    (project / "notes.ipynb").touch()
+    with private_sshd(tmp_path / "sshd", slurm.env) as config:
+        profiles = tmp_path / "clusters.toml"
+        profiles.write_text(PROFILE.format(storage=storage, config=config, venv=sys.prefix))
+        monkeypatch.setenv(PROFILES, str(profiles))
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+        monkeypatch.chdir(project)
+        yield project, storage
+
+
+def test_a_run_from_a_laptop(laptop: tuple[Path, Path], capfd: pytest.CaptureFixture[str]) -> None:
+    project, storage = laptop
+    assert main(["--at", "lab", "run", "recipe.py"]) == 0
+    assert "1 runs submitted" in capfd.readouterr().out
+    assert (storage / "project" / "recipe.py").exists()
+    assert not (storage / "project" / "notes.ipynb").exists()
+    assert not (project / "runs").exists()
+
+    deadline = time.monotonic() + 200
+    state = ""
+    while state != "finished":
+        assert time.monotonic() < deadline, state
+        assert state != "failed"
+        time.sleep(1)
+        assert main(["--at=lab", "status", "--json"]) == 0
+        state = json.loads(capfd.readouterr().out)[0]["state"]
+
+    out = project / "results.csv"
+    assert main(["--at", "lab", "results", "--out", str(out)]) == 0
+    assert out.read_text().splitlines()[0].startswith("run,steps,")
+    assert main(["--at", "lab", "run", "recipe.py"]) == 0
+    assert "1 are finished" in capfd.readouterr().out
+
+
+def test_what_is_wrong_is_said(
+    laptop: tuple[Path, Path], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["--at", "lab", "status", "runs"]) == 2
+    assert "No such file" in capfd.readouterr().err
+    assert main(["--at", "here", "status"]) == 2
+    assert "launch.host: profile 'here' needs" in capfd.readouterr().err
+    assert main(["--at", "lba", "status"]) == 2
+    assert "did you mean 'lab'" in capfd.readouterr().err
+    profiles = laptop[0].parent / "clusters.toml"
+    profiles.write_text('[lab]\nhost = "nobody@127.0.0.1"\nstorage = "/x"\nssh = "ssh -p 1"\n')
+    assert main(["--at", "lab", "run", "recipe.py"]) == 2
+    assert "nobody@127.0.0.1: ssh failed" in capfd.readouterr().err
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert main(["--at", "lab", "status"]) == 2
+    assert "ssh: not installed" in capfd.readouterr().err
