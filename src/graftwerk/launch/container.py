@@ -6,7 +6,7 @@ the host's network, the host's addresses and the environment of the job.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,17 @@ Runtime = Literal["apptainer", "singularity", "charliecloud", "podman"]
 FILES = {".sif": "apptainer", ".sqfs": "charliecloud", ".squashfs": "charliecloud"}
 PASSED_ON = (
     *("SLURM_*", "GRAFTWERK_*", "MASTER_*", "RANK", "WORLD_SIZE", "LOCAL_*", "GROUP_*"),
-    *("TORCH*", "PET_*", "NCCL_*", "GLOO_*", "CUDA_*", "OMP_*", "PYTHONPATH", "WANDB_*", "TRACKIO_*"),
+    *(
+        "TORCH*",
+        "PET_*",
+        "NCCL_*",
+        "GLOO_*",
+        "CUDA_*",
+        "OMP_*",
+        "PYTHONPATH",
+        "WANDB_*",
+        "TRACKIO_*",
+    ),
 )
 """Variables that Podman hands on; the others hand on all of them."""
 
@@ -63,23 +73,22 @@ class Container(Node):
 
 def in_container(
     container: Container,
-    command: Sequence[str],
     *,
     folders: Iterable[Path] = (),
     workdir: Path,
     environment: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """`command` as it is where no image is given, else wrapped in the container's runtime.
+    """What stands before a command that runs in `container`; nothing where no image is given.
 
     `folders` and `workdir` are seen inside under their own paths. `environment` names variables
     of the job, which the runtime must let in.
     """
     if container.image is None:
-        return list(command)
+        return []
     own = [str(folder) for folder in outermost([*folders, workdir])]
     binds = [bind if ":" in bind else f"{bind}:{bind}" for bind in [*own, *container.binds]]
     wrap = {"charliecloud": _charliecloud, "podman": _podman}.get(container.program, _apptainer)
-    return [*wrap(container, binds, str(workdir), list(environment or ())), *command]
+    return wrap(container, binds, str(workdir), list(environment or ()))
 
 
 def _apptainer(c: Container, binds: list[str], workdir: str, names: list[str]) -> list[str]:

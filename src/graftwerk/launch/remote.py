@@ -81,10 +81,10 @@ class Host:
         inside = self.folder / INSIDE
         variables = {"PYTHONPATH": inside, PROFILES: inside / profiles_file().name}
         script = [
-            f"cd {shlex.quote(str(self.folder))} || exit",
+            f"cd {shlex.quote(str(self.folder))} || exit 2",
             # Git tells code from what is ignored, for the snapshot of each submission.
             "[ -d .git ] || git init --quiet 2>/dev/null",
-            f"[ ! -d .git ] || printf '/{INSIDE}\\n/runs\\n' > .git/info/exclude",
+            f"[ ! -d .git ] || printf '/{INSIDE}\\n/runs\\n__pycache__\\n' > .git/info/exclude",
             *preparation(slurm),
             *(f"export {name}={shlex.quote(str(value))}" for name, value in variables.items()),
             f"exec {python} -m graftwerk {shlex.join(words)}",
@@ -104,7 +104,7 @@ class Host:
         runtime = os.environ.get("XDG_RUNTIME_DIR")
         socket = Path(runtime) if runtime else Path.home() / ".ssh"
         socket.mkdir(mode=0o700, exist_ok=True)
-        master = ["ControlMaster=auto", "ControlPersist=600", f"ControlPath={socket}/graftwerk-%C"]
+        master = ["ControlMaster=auto", "ControlPersist=600", f"ControlPath={socket}/gw-%C"]
         return [*shlex.split(self.launch.ssh), *(w for option in master for w in ("-o", option))]
 
     def _rsync(self, *words: str) -> None:

@@ -37,6 +37,8 @@ class Job:
     workdir: Path
     code: Path
     """The snapshot that they run."""
+    folders: tuple[Path, ...] = ()
+    """What the runs read and write, for a container to bind."""
     needs: tuple[str, ...] = ()
     """Job ids, of array elements too, that must have succeeded."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from graftwerk.errors import DONE, ConfigError
 from graftwerk.launch import slurm, state
 from graftwerk.launch.config import with_profile
+from graftwerk.launch.container import folders_of, in_container, outermost
 from graftwerk.launch.script import Job, processes_of, render
 from graftwerk.launch.snapshot import snapshot
 from graftwerk.launch.state import ACTIVE, FAILED, FINISHED
@@ -162,11 +163,19 @@ def _jobs(
                     output=sweep.folder.absolute() / "logs",
                     workdir=Path.cwd(),
                     code=code,
+                    folders=tuple(outermost(f for name in chunk for f in folders_of(runs[name]))),
                     needs=tuple(jobs.get(need) or f"JOB_OF_{need}" for need in unfinished),
                 ),
             )
 
 
 def _script(job: Job) -> str:
-    slurm = job.launch.slurm
-    return render(job, "python" if slurm.conda or slurm.venv else sys.executable)
+    slurm, container = job.launch.slurm, job.launch.container
+    python = "python" if slurm.conda or slurm.venv else sys.executable
+    wrap = in_container(
+        container,
+        folders=[*job.folders, job.code, job.output],
+        workdir=job.workdir,
+        environment=slurm.environment,
+    )
+    return render(job, container.python if wrap else python, wrap)
