@@ -74,7 +74,7 @@ def test_a_run_from_a_laptop(laptop: tuple[Path, Path], capfd: pytest.CaptureFix
 
     def status() -> list[str]:
         assert main(["--at=lab", "status", "--json"]) == 0
-        return [one["state"] for one in json.loads(capfd.readouterr().out)]
+        return [one["state"] for one in json.loads(capfd.readouterr().out.splitlines()[-1])]
 
     assert status() == ["queued"]
     assert main(["--at", "lab", "run", "recipe.py"]) == 0

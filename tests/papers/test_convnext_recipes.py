@@ -8,7 +8,6 @@ import pytest
 
 from graftwerk.parts import plan
 from graftwerk.recipes import find
-from graftwerk.run import Run
 from running import train_here
 
 IN1K, IN22K = 1_281_167, 14_197_122
@@ -75,10 +74,9 @@ TINY = {
     "name", ["convnext_tiny_in1k", "convnext_large_in21k", "convnext_large_in21k_ft_in1k_384"]
 )
 def test_small_versions_train_on_a_cpu(name: str, tmp_path: Path) -> None:
-    run: Run = find(name)
-    assert "loss" in train_here(run, tmp_path, **TINY)
+    assert train_here(find(name), tmp_path, **TINY)["eval_loss"] > 0
 
 
 def test_digits_learn_with_these_settings(tmp_path: Path) -> None:
     scores = train_here(find("convnext_digits"), tmp_path, epochs=3)
-    assert scores["top1"] > 20
+    assert scores["eval_top1"] > 0.2
