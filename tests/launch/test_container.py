@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from conftest import require_program
+from graftwerk.launch import snapshot
+from graftwerk.launch.config import Launch
 from graftwerk.launch.container import Container, folders_of, in_container
+from graftwerk.launch.submit import submit
+from graftwerk.pipeline import Pipeline
 from graftwerk.rehearse.cluster import Cluster
 from graftwerk.run import Run
 
@@ -120,3 +126,32 @@ def test_folders_of_a_run(tmp_path: Path) -> None:
     assert folders_of(run) == sorted(
         [tmp_path / "images", tmp_path / "weights", Path("runs").absolute()]
     )
+
+
+@pytest.mark.parametrize(("runtime", "program"), [("charliecloud", "ch-run"), ("podman", "podman")])
+def test_a_submitted_run_is_trained_in_its_container(
+    runtime: str,
+    program: str,
+    image: Path,
+    tmp_path: Path,
+    slurm: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The program in the job is a stand-in that needs Python alone."""
+    require_program(program)
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    shutil.copy(Path(__file__).with_name("payload.py"), package / "__main__.py")
+    monkeypatch.setattr(snapshot, "PACKAGE", package)
+    for name, value in {**slurm.env, "USER": "root"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    run = Run(name="boxed", launch=Launch(container=container(image, runtime)))
+    assert submit(Pipeline.of(run), "boxed", [], dry_run=False) == 0
+    deadline = time.monotonic() + 100
+    while not (found := list(run.folder.glob("checkpoints/*/manifest.json"))):
+        said = [path.read_text() for path in Path("runs/sweeps").glob("*/logs/*.out")]
+        assert time.monotonic() < deadline, said
+        time.sleep(0.1)
+    assert json.loads(found[0].read_text())["finished"]
