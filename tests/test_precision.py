@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from doubles import tiny
+from graftwerk.errors import DivergedError
 from graftwerk.precision import Precision
+from running import train_here
 
 CPU = torch.device("cpu")
 NAMES = ("fp32", "bf16", "fp16")
@@ -138,3 +141,11 @@ def test_state_goes_through_a_file(name: Name, tmp_path: Path) -> None:
     assert other.state_dict() == precision.state_dict()
     if name == "fp16":
         assert other.state_dict() != Precision(name, CPU).state_dict()
+
+
+def test_a_run_that_diverges_ends_with_a_code_of_its_own(tmp_path: Path) -> None:
+    keys = {"steps": 4, "log__every": 1, "log__tensorboard": False, "optim__lr": 1e30}
+    with pytest.raises(DivergedError, match=r"the loss is (nan|inf) at step \d;") as error:
+        train_here(tiny(), tmp_path, **keys)
+    assert error.value.exit_code == 65
+    Precision("fp16", CPU).check(float("nan"), 1)

@@ -33,6 +33,12 @@ class CheckpointError(GraftwerkError):
     """A checkpoint can't be read or does not belong to this run; names the file."""
 
 
+class DivergedError(GraftwerkError):
+    """The loss is no number any more; checkpoints of before are intact."""
+
+    exit_code = DIVERGED
+
+
 class StorageError(GraftwerkError):
     """Writing failed (full disk, quota, lost mount); what was there before is intact."""
 

@@ -15,10 +15,11 @@ import torch
 
 from graftwerk import config
 from graftwerk.axes import Batch, Step
-from graftwerk.checkpoint import Checkpoints, atomic
+from graftwerk.checkpoint import Checkpoints
 from graftwerk.distributed import gather, on_main
 from graftwerk.elastic.group import Group
 from graftwerk.evaluate import evaluate
+from graftwerk.log.files import replace
 from graftwerk.log.logbook import Logbook, open_logbook
 from graftwerk.meter import Meter
 from graftwerk.models.factory import count_parameters
@@ -142,9 +143,8 @@ class Observer:
             "parameters": count_parameters(parts.objective.net),
             "device": str(world.device),
         }
-        with atomic(self.folder / "facts.json") as file:
-            classes = {"classes": list(parts.splits.classes)}
-            file.write(json.dumps(facts | classes, indent=1).encode())
+        classes = {"classes": list(parts.splits.classes)}
+        replace(self.folder / "facts.json", json.dumps(facts | classes, indent=1).encode())
         self.logbook = open_logbook(
             self.folder,
             run.log,
@@ -239,6 +239,7 @@ class Observer:
         elapsed, self._record_clock = now - self._record_clock, now
         steps, self._recorded = step.number + 1 - self._recorded, step.number + 1
         waited, self._waited = self._waited, 0.0
+        self.parts.precision.check(loss, step.number + 1)
         if self.logbook is None:
             return
         values = {
@@ -260,9 +261,7 @@ class Observer:
     def _evaluate(self, done: int, lr: float) -> bool:
         """Score weights and their average, log the row, and say whether it is the best so far."""
         parts, began = self.parts, time.monotonic()
-        scores = {
-            f"eval_{k}": v for k, v in self._scores(parts.objective.net, draw_at=done).items()
-        }
+        scores = {f"eval_{k}": v for k, v in self._scores(parts.objective.net, done).items()}
         ranked = "eval_"
         if parts.ema is not None:
             scores |= {f"ema_{k}": v for k, v in self._scores(parts.ema.module).items()}
@@ -349,5 +348,4 @@ class Observer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.scores, self.best = state["scores"], state["best"]
-        self.run_id = state["run_id"]
+        self.scores, self.best, self.run_id = state["scores"], state["best"], state["run_id"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from graftwerk.errors import DivergedError
 
 LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -51,3 +54,11 @@ class Precision:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._scaler.load_state_dict(state)
+
+    def check(self, loss: float, step: int) -> None:
+        """Raises `DivergedError` where `loss` is no number; fp16 skips such steps by itself."""
+        if not math.isfinite(loss) and not self._scaler.is_enabled():
+            raise DivergedError(
+                f"the loss is {loss} at step {step}; checkpoints of before are intact, and a lower "
+                "optim.lr, a warm-up or optim.clip may help"
+            )
