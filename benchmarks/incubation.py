@@ -153,15 +153,14 @@ def all_reduced(rank: int, options: argparse.Namespace, folder: str, bytes_by_in
         setting = Setting(options.model, options.depth, index, 1, Path(folder))
         count = [0]
 
-        def hook(state: Any, bucket: GradBucket, count: list[int] = count) -> Any:
-            del state
+        def hook(bucket: GradBucket, count: list[int] = count) -> Any:
             count[0] += bucket.buffer().nbytes
             future: Any = torch.futures.Future()
             future.set_result(bucket.buffer())
             return future
 
         model = DistributedDataParallel(setting.objective)
-        model.register_comm_hook(None, hook)
+        model.register_comm_hook(None, lambda _, bucket, hook=hook: hook(bucket))  # pyright: ignore
         model(setting.batch).loss.backward()
         if rank == 0:
             bytes_by_index[index] = (count[0], sum(p.numel() * 4 for p in setting.target))

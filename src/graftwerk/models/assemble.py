@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import TypeAdapter
-from torch import Tensor, nn
+from torch import nn
 
 from graftwerk import config
 from graftwerk.errors import CheckpointError, ConfigError
 from graftwerk.models.config import Model
 from graftwerk.models.division import Divide, Division, hybrid, written
-from graftwerk.models.stages import META, Layout, State, layout
-from graftwerk.models.weights import load_exactly, net_of, read_finished, read_stages
+from graftwerk.models.stages import Layout, State, layout
+from graftwerk.models.weights import META, load_exactly, net_of, read_finished, read_stages
 
 SAME = ("name", "depths", "norm_eps", "args")
 """Keys of `model` in which the modules' runs and the assembled network agree."""
@@ -32,12 +31,14 @@ class Incubated:
     meta_divide: Divide
     model: dict[str, Any]
 
-    def read(self, places: Layout, depths: Sequence[int]) -> tuple[State, Tensor]:
+    def read(self, places: Layout, depths: Sequence[int]) -> tuple[State, str]:
         """The module's tensors, and the digest of the meta network in which they learned."""
         parts = read_finished(self.path)
         whole = Division.of(self.divide, depths, key="model.modules")
         inside = whole.like(hybrid(self.meta_divide, self.divide, self.index))
-        return places.split(net_of(parts), inside)[self.index], parts["objective"][META]
+        return places.split(net_of(parts), inside)[self.index], parts["objective"]["_extra_state"][
+            META
+        ]
 
 
 def assemble(net: nn.Module, model: Model) -> None:
@@ -63,7 +64,7 @@ def _of_runs(runs: Sequence[Incubated], model: Model, places: Layout) -> list[St
         raise ConfigError(problems)
     modules, digests = zip(*(run.read(places, places.depths) for run in runs), strict=True)
     for run, digest in zip(runs, digests, strict=True):
-        if not torch.equal(digest, digests[0]):
+        if digest != digests[0]:
             raise ConfigError(
                 [
                     f"model.modules: {run.path} learned in another meta network than "

@@ -24,8 +24,6 @@ Pattern = re.Pattern[str]
 
 STAGES = "model_stages"
 """The key of the modules in published checkpoints."""
-META = "meta_digest"
-"""The name, in the state of an incubated module, of what tells its meta network from others."""
 VIT = re.compile(r"^blocks\.(\d+)")
 """Their networks are all ViTs."""
 

@@ -38,6 +38,9 @@ WRAPPER_PREFIX = re.compile(r"^(?:module\.|_model\.|_orig_mod\.)+|(?<=\.)_orig_m
 SPARK_ENCODER = "sparse_encoder.sp_cnn."
 """Before the encoder's names in SparK's own checkpoints, beside which the decoder is left out."""
 
+META = "meta"
+"""The key, in the extra state of an incubated module, of the digest of its meta network."""
+
 NAMES_SHOWN = 8
 
 

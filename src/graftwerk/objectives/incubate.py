@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,8 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 
 from graftwerk.errors import CheckpointError
 from graftwerk.models.division import Division, hybrid, written
-from graftwerk.models.stages import META, Layout, block_patterns, layout
-from graftwerk.models.weights import load_exactly, read_trained
+from graftwerk.models.stages import Layout, block_patterns, layout
+from graftwerk.models.weights import META, load_exactly, read_trained
 from graftwerk.objectives.supervised import Supervised
 
 if TYPE_CHECKING:
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
 class Incubate(Supervised):
     """`net` is the meta network with the new module in it; all else in it is frozen."""
-
-    meta_digest: Tensor
-    """SHA-256 of the meta network, 32 bytes: modules of different ones don't belong together."""
 
     def __init__(self, net: nn.Module, config: Config) -> None:
         super().__init__(net, loss=config.loss, smoothing=config.smoothing)
@@ -52,7 +49,7 @@ class Incubate(Supervised):
         ]
         for module in self._frozen_norms():
             module.track_running_stats = False
-        self.register_buffer(META, digest(meta))
+        self._meta = digest(meta)
 
     def _load_frozen(self, places: Layout, division: Division, meta: Mapping[str, Tensor]) -> None:
         """All modules of the meta network but one, which keeps its first weights."""
@@ -82,21 +79,24 @@ class Incubate(Supervised):
                 module.training = self._config.frozen_norm == "batch"
         return self
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
-        """Raises `CheckpointError` where `state_dict` began with another meta network."""
-        if not torch.equal(state_dict[META].cpu(), self.meta_digest.cpu()):
+    def get_extra_state(self) -> dict[str, str]:
+        """What tells the meta network from others: modules of two don't belong together."""
+        return {META: self._meta}
+
+    def set_extra_state(self, state: dict[str, str]) -> None:
+        """Raises `CheckpointError` where the saved state began with another meta network."""
+        if state[META] != self._meta:
             raise CheckpointError(
                 f"objective.meta: {self._config.meta} is not the meta network that this run began "
                 "with; resume=never begins anew with it"
             )
-        return super().load_state_dict(state_dict, *args, **options)
 
 
-def digest(state: Mapping[str, Tensor]) -> Tensor:
-    """SHA-256 of names and numbers, in any order, as 32 bytes."""
+def digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names and numbers, in any order."""
     found = hashlib.sha256()
     for name in sorted(state):
         value = state[name].contiguous()
         found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         found.update(value.flatten().view(torch.uint8).numpy().tobytes())
-    return torch.frombuffer(bytearray(found.digest()), dtype=torch.uint8)
+    return found.hexdigest()

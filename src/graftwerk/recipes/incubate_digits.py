@@ -22,7 +22,7 @@ def incubate_digits() -> Incubation:
     """Modular training of a small ViT on handwritten digits: the whole graph in two minutes."""
     whole = Run(
         name="incubate_digits",
-        epochs=20,
+        epochs=10,
         objective=Supervised(smoothing=0.1),
         model=Model(
             name="vit_tiny_patch16_224",
@@ -31,16 +31,16 @@ def incubate_digits() -> Incubation:
         ),
         data=Digits(),
         augment=Augment(size=16, crop="pad", padding=2, hflip=0.0),
-        evaluate=Evaluate(every=10, crop=1.0, batch=256),
+        evaluate=Evaluate(every=5, crop=1.0, batch=256),
         batch=BatchSize(size=64),
-        optim=Optim(name="adamw", lr=1e-3, weight_decay=0.05),
+        optim=Optim(name="adamw", lr=2e-3, weight_decay=0.05),
         schedule=Cosine(warmup_epochs=2, end=0.01),
         save=Save(every="5 epochs"),
     )
     phases = Phases(
-        meta={"epochs": 30},
+        meta={"epochs": 15},
         module={},
-        finetune={"optim.lr": 5e-4, "optim.clip": 1.0, "schedule.warmup_epochs": 0},
+        finetune={"optim.lr": 1e-3, "optim.clip": 1.0, "schedule.warmup_epochs": 0},
     )
     plan = Plan(divide=(2, 2, 2, 2), meta=(1, 1, 1, 1))
     return Incubation.planned(plan, lambda plan: incubate(whole, plan, phases))
