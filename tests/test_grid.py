@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from graftwerk.grid import grid, together
-from graftwerk.recipes import SHIPPED, find_pipeline, shipped
+from graftwerk.recipes import find_pipeline
 from graftwerk.run import Run
+from graftwerk.sparsity.config import Dst
 from running import graftwerk
 
 GRID = """
@@ -46,30 +47,58 @@ def test_overrides_reach_every_run_of_a_grid() -> None:
     assert len({run.folder for run in runs.values()}) == 3
 
 
+MAIN = ("mlp_cifar10", "conv_cifar10", "lenet_fashion", "mlp_higgs", "resnet56_cifar10")
+OTHERS = ("resnet56_cifar100", "vgg16_cifar100", "efficientnet_tiny_imagenet")
+ALL = (*MAIN, *OTHERS, "lenet_fashion_1024")
+THREE = ("mlp_cifar10", "conv_cifar10", "resnet56_cifar10")
+FAMILIES = {
+    **{f"dense_{name}": 5 for name in ALL},
+    **{f"static_{name}": 55 for name in ALL},
+    **{f"static_{name}": 110 for name in ("conv_cifar10", "mlp_higgs", "resnet56_cifar10")},
+    "static_resnet56_cifar100": 33,
+    **{f"dst_{name}": 550 for name in ALL},
+    "dst_lenet_fashion_1024": 330,
+    "dst_period_mlp_cifar10": 900,
+    "dst_period_conv_cifar10": 1000,
+    "dst_period_resnet56_cifar10": 1000,
+    "dst_mest_gamma_mlp_cifar10": 385,
+    "dst_sensitivity_mlp_cifar10": 55,
+    "dst_global_mlp_cifar10": 60,
+    "dst_global_resnet56_cifar10": 60,
+    "dst_regulariser_mlp_cifar10": 25,
+    "dropout_mlp_cifar10": 5,
+    **{f"dst_jaccard_{name}": 30 for name in THREE},
+    **{f"dst_start_{name}": 240 for name in THREE},
+}
+"""Runs of each family of the paper, which has 15 of `dst_global_resnet56_cifar10` twice."""
+
+
+def test_the_paper_is_shipped_with_its_numbers_of_runs() -> None:
+    counts = {name: len(find_pipeline(name).runs) for name in FAMILIES}
+    assert counts == FAMILIES
+    assert len(FAMILIES) == 42
+    assert sum(FAMILIES.values()) == 9728 - 15
+
+
 @pytest.mark.parametrize(
-    ("name", "count"),
-    [
-        ("dense_mlp_cifar10", 5),
-        ("static_conv_cifar10", 55),
-        ("dst_mlp_cifar10", 550),
-        ("dst_mest_gamma_mlp_cifar10", 385),
-        ("dst_sensitivity_mlp_cifar10", 55),
-        ("dst_global_mlp_cifar10", 60),
-        ("dst_global_resnet56_cifar10", 60),
-        ("dst_jaccard_conv_cifar10", 30),
-        ("dst_imagenet_resnet50", 8),
-    ],
+    "name", ["dst_regulariser_mlp_cifar10", "dst_start_conv_cifar10", "static_mlp_higgs"]
 )
-def test_grids_of_the_paper_have_its_numbers_of_runs(name: str, count: int) -> None:
-    runs = find_pipeline(name).runs
-    assert len({run.hash for run in runs.values()}) == len(runs) == count
+def test_no_run_of_a_grid_is_another_s(name: str) -> None:
+    runs = find_pipeline(name).runs.values()
+    assert len({run.hash for run in runs}) == len(runs)
 
 
-def test_all_grids_of_the_paper_are_shipped() -> None:
-    names = shipped()
-    for kind in ("dense", "static", "dst"):
-        assert f"{kind}_vgg16_cifar100" in names
-    assert {"dst_period_mlp_cifar10", "dst_jaccard_resnet56_cifar10"} <= SHIPPED.keys()
+def test_the_grid_of_imagenet_has_dense_and_static_runs_too() -> None:
+    runs = find_pipeline("dst_imagenet_resnet50").runs.values()
+    assert [run.sparsity.kind for run in runs] == ["dense", "static", *["dst"] * 6]
+
+
+def test_runs_at_the_start_stop_after_the_first_update() -> None:
+    for run in find_pipeline("dst_start_mlp_cifar10").runs.values():
+        assert run.steps == 801
+        assert isinstance(run.sparsity, Dst)
+        assert run.sparsity.every == 800
+        assert len(run.sparsity.compare) == 5
 
 
 def test_a_pool_trains_what_is_not_finished(tmp_path: Path) -> None:

@@ -50,6 +50,10 @@ def load(
 class SparseLinear(nn.Module):
     """``x Wᵀ + b`` with W [out, in] in CSR. For inference alone."""
 
+    crow: Tensor
+    col: Tensor
+    values: Tensor
+
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         csr = linear.weight.detach().to_sparse_csr()
@@ -57,7 +61,7 @@ class SparseLinear(nn.Module):
         self.register_buffer("crow", csr.crow_indices().int())
         self.register_buffer("col", csr.col_indices().int())
         self.register_buffer("values", csr.values().clone())
-        self.bias = linear.bias
+        self.bias: nn.Parameter | None = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
         w_oi = torch.sparse_csr_tensor(

@@ -103,6 +103,26 @@ def test_fine_tuning_and_its_average_start_from_the_loaded_weights(
     assert notes == ["left as initialised, not in the file: head.fc.weight, head.fc.bias"]
 
 
+def test_a_pretrained_encoder_is_fine_tuned_with_sparsity(trained: Path, tmp_path: Path) -> None:
+    """Without a learning rate a weight is what was loaded, or pruned, or grown again from zero."""
+    changes = {"objective": "supervised", "model.pretrained": str(trained), "name": "finetune"}
+    sparse = {"sparsity": "dst", "sparsity.every": 2, "sparsity.density": 0.2, "optim.lr": 0}
+    run = override(Run, pretraining(), changes | sparse)
+    train_here(run, tmp_path, steps=3)
+    loaded = read_state_dict(trained)
+    parts = newest_state(only_run(tmp_path))[1]["parts"]
+    masks: dict[str, torch.Tensor] = parts["sparsity"]["masks"]
+    assert sum(int(mask.sum()) for mask in masks.values()) == pytest.approx(
+        0.2 * sum(mask.numel() for mask in masks.values()), rel=1e-3
+    )
+    for name in masks.keys() - {"head.fc"}:
+        weight, mask = parts["objective"][f"net.{name}.weight"], masks[name]
+        there = weight != 0
+        assert torch.equal(weight[there], loaded[f"{name}.weight"][there]), name
+        assert there.any()
+        assert not (there & ~mask).any()
+
+
 def test_reconstruct_draws_any_image(trained: Path, tmp_path: Path) -> None:
     for number, size in enumerate([(90, 60), (64, 200)]):
         Image.effect_noise(size, 90).convert("RGBA").save(tmp_path / f"{number}.png")

@@ -19,7 +19,7 @@ from graftwerk.objectives.supervised import Supervised
 from graftwerk.optim.config import Optim
 from graftwerk.optim.optimizers import build_optimizer
 from graftwerk.sparsity.config import Sparsity
-from graftwerk.sparsity.kernels import bsr_linear, csr_linear, pattern
+from graftwerk.sparsity.kernels import bsr_linear, csr_linear, pattern, semi_structured_linear
 from running import configured, differences, newest_state, train_here
 
 TOTAL = 20
@@ -105,6 +105,25 @@ def test_only_existing_weights_have_gradients_and_state(seed: int) -> None:
     assert not seen & {id(layer.weight) for layer in sparsity.layers}
 
 
+def test_gradients_of_all_weights_live_until_their_layer_is_done(seed: int) -> None:
+    """A backward pass of two micro-batches, before a step without an update."""
+    kept: list[Tensor] = []
+    for execution in ("masked", "compact"):
+        sparsity, _ = trained(execution, seed=seed, steps=5)
+        objective = sparsity._objective
+        torch.manual_seed(seed)
+        for _ in range(2):
+            images = torch.randn(6, 2, 8, 8).double()
+            objective(Batch(images, torch.arange(6), torch.arange(6))).loss.backward()
+        if execution == "masked":
+            kept = [layer.weight.grad[layer.mask] for layer in sparsity.layers]
+    for layer, compact, expected in zip(sparsity.layers, sparsity.compact, kept, strict=True):
+        assert layer.weight.grad is None
+        found = layer.dense(compact.values.grad, layer.index())[layer.mask]
+        if layer.weight.is_contiguous():  # channels-last weights are gathered in memory's order
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
 def test_auto_measures_and_remembers(seed: int) -> None:
     sparsity, _ = trained("auto", seed=seed, steps=2, structure="block8", exclude=["0"])
     forms = sparsity.state_dict()["forms"]
@@ -178,6 +197,14 @@ def test_a_run_goes_on_with_the_same_bits(execution: str, tmp_path: Path) -> Non
         ({"execution": "bsr"}, "execution=bsr multiplies blocks: set structure"),
         ({"execution": "compact", "grow": "momentum"}, "keeps no momentum of weights"),
         ({"execution": "csr", "prune": "running_snip"}, "running_snip needs all gradients"),
+        (
+            {"execution": "semi_structured", "structure": "fan_in"},
+            "execution=semi_structured is for structure=2:4",
+        ),
+        (
+            {"execution": "semi_structured", "structure": "2:4", "density": 0.5, "exclude": ["0"]},
+            "'semi_structured' needs an NVIDIA GPU, and this run is on cpu",
+        ),
         ({"execution": "csr", "include": ["0"]}, "is for linear layers, and none is sparse"),
         ({"execution": "compact", "optim": "lamb"}, "Lamb looks at their whole matrix"),
     ],
@@ -185,6 +212,29 @@ def test_a_run_goes_on_with_the_same_bits(execution: str, tmp_path: Path) -> Non
 def test_what_does_not_go_together_is_refused(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         trained(seed=0, steps=0, **keys)
+
+
+def test_two_of_four_products_are_in_half_precision(tmp_path: Path) -> None:
+    keys = {"sparsity": "static", "sparsity__density": 0.5, "sparsity__structure": "2:4"}
+    with pytest.raises(ConfigError, match=r"computes in half precision; set precision=bf16"):
+        train_here(doubles.tiny(), tmp_path, **keys, sparsity__execution="semi_structured")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_semi_structured_products_against_the_dense_ones(seed: int) -> None:
+    torch.manual_seed(seed)
+    mask = torch.rand(128, 64, 4).argsort(-1).lt(2).flatten(1)
+    weight = (torch.randn(128, 256) * mask).cuda().requires_grad_()
+    x, grad = torch.randn(40, 256).cuda().requires_grad_(), torch.randn(40, 128).cuda()
+    with torch.autocast("cuda", torch.bfloat16):
+        expected, got = x @ weight.T, semi_structured_linear(x, weight, None)
+    torch.testing.assert_close(got, expected, rtol=0.02, atol=0.02)
+    for one, other in zip(
+        torch.autograd.grad(got, (x, weight), grad.to(got.dtype)),
+        torch.autograd.grad(expected, (x, weight), grad.to(expected.dtype)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=0.02, atol=0.05)
 
 
 def test_fp16_is_refused(tmp_path: Path) -> None:

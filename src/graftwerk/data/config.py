@@ -38,14 +38,18 @@ class Data(Choice):
 
     @property
     def channels(self) -> int:
+        return self._colours
+
+    @property
+    def _colours(self) -> int:
         return 3 if self.mode == "rgb" else 1
 
     @model_validator(mode="after")
     def _one_value_per_channel(self) -> Data:
         for name in ("mean", "std"):
             values = getattr(self, name)
-            if len(values) != self.channels:
-                wanted = f"{self.channels} value{'s' if self.channels > 1 else ''}"
+            if len(values) != self._colours:
+                wanted = f"{self._colours} value{'s' if self._colours > 1 else ''}"
                 raise ValueError(f"{name} needs {wanted} for mode={self.mode}, got {len(values)}")
         if min(self.std) <= 0:
             raise ValueError("std needs values greater than 0")
@@ -205,6 +209,52 @@ class Kmnist(TorchvisionData, kind="kmnist"):
     mode: Mode = "grey"
     mean: Triple = (0.1918,)
     std: Triple = (0.3483,)
+
+
+class TinyImageNet(Data, kind="tiny_imagenet"):
+    """200 classes of 64×64 pixels as they are published; found by TINY_IMAGENET without a path."""
+
+    path: Path | None = None
+
+    def find(self, seed: int) -> Splits:
+        from graftwerk.data.tiny_imagenet import open_tiny_imagenet
+
+        del seed
+        return open_tiny_imagenet(self.path)
+
+
+class Table(Data, kind="table"):
+    """Rows of numbers in a CSV or Parquet file; a column is a channel of one pixel.
+
+    70 % of the rows are learnt from, 15 % validate, 15 % test, by a fixed seed. Columns are
+    standardised by the rows learnt from; `augment`, `mode`, `mean` and `std` don't matter.
+    """
+
+    path: Path | None = None
+    """A file, or a folder with one; unset: TABULAR_DATA_DIR names it."""
+    features: int = Field(ge=1)
+    """Columns besides the target."""
+    target: str = "target"
+    """The column of the class numbers."""
+    test: bool = False
+    """Score the test rows instead of the validation rows."""
+    workers: int | None = Field(default=0, ge=0)
+
+    @property
+    def channels(self) -> int:
+        return self.features
+
+    def find(self, seed: int) -> Splits:
+        from graftwerk.data.table import open_table
+
+        del seed
+        return open_table(self)
+
+
+class Higgs(Table, kind="higgs"):
+    """Higgs boson or background: OpenML's task 361069, 940,160 rows."""
+
+    features: int = 24
 
 
 Size = int | tuple[int, int]

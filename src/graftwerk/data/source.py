@@ -7,11 +7,16 @@ from typing import Protocol
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from graftwerk.data.order import permutation
 
 FRACTION = 1
 """Makes the choice of a fraction another one than that of a holdout."""
+
+
+Raw = bytes | Image.Image | Tensor
+"""An image, encoded as in its file or decoded, or a row of a table as [c, 1, 1]."""
 
 
 class Source(Protocol):
@@ -24,8 +29,8 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> tuple[bytes | Image.Image, int]:
-        """An image, encoded as in its file or decoded, and the number of its class.
+    def read(self, index: int) -> tuple[Raw, int]:
+        """An image and the number of its class.
 
         Raises `DataError` naming the file where it can't be read.
         """
@@ -60,7 +65,7 @@ class Part:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def read(self, index: int) -> tuple[bytes | Image.Image, int]:
+    def read(self, index: int) -> tuple[Raw, int]:
         return self.whole.read(int(self.positions[index]))
 
     def name(self, index: int) -> str:

@@ -22,12 +22,13 @@ from torchvision.transforms import (
     TrivialAugmentWide,
 )
 
-from graftwerk.data.config import Augment, Data, Interpolation, Size
+from graftwerk.data.config import Augment, Data, Interpolation, Size, Table
 from graftwerk.data.decode import decode
+from graftwerk.data.source import Raw
 from graftwerk.errors import ConfigError
 
-Transform = Callable[[bytes | Image.Image], Tensor]
-"""Encoded bytes or an image of any mode → a float tensor [c, h, w]."""
+Transform = Callable[[Raw], Tensor]
+"""What a source reads → a float tensor [c, h, w]."""
 
 NUMBER = r"\d+(\.\d+)?"
 POLICY = re.compile(
@@ -41,12 +42,16 @@ POLICY = re.compile(
 def train_transform(augment: Augment, data: Data) -> Transform:
     """Decoding and random augmentation of one image; draws from the three global generators.
 
+    The rows of a table stay as they are.
+
     As in timm, a policy takes the place of colour jitter, except for the ``3a`` policies, which
     are meant to be used with it.
 
     Raises:
         ConfigError: unknown `augment.policy`.
     """
+    if isinstance(data, Table):
+        return _row
     warping: Interpolation = (  # Pillow rotates and shears without Lanczos
         "bicubic" if augment.interpolation == "lanczos" else augment.interpolation
     )
@@ -88,8 +93,10 @@ def eval_transform(
     `crop_mode` "center" keeps the aspect ratio and cuts the longer side, "squash" warps the image
     to the shape of `size`, "border" keeps all of the image and pads with the mean. The ConvNeXt
     paper's evaluation is crop=0.875, "center" below 384 pixels and crop=1, "squash" from there.
-    An interpolation that is random in training is bicubic here.
+    An interpolation that is random in training is bicubic here. Rows of tables stay as they are.
     """
+    if isinstance(data, Table):
+        return _row
     resize, *rest = transforms_imagenet_eval(
         size,
         crop_pct=crop,
@@ -101,6 +108,11 @@ def eval_transform(
     if crop_mode == "border":
         resize = ResizeLongest(resize.size, longest=1.0, interpolation=_fixed(interpolation))
     return Compose([partial(decode, mode=data.mode), resize, *rest])
+
+
+def _row(raw: Raw) -> Tensor:
+    assert isinstance(raw, Tensor)
+    return raw
 
 
 class RandomResizedCrop(RandomResizedCropAndInterpolation):

@@ -79,7 +79,7 @@ def _expanded(state: Mapping[str, Tensor], name: str) -> Tensor:
     values, shape = state[name + VALUES], state[name + SHAPE].tolist()
     full = torch.zeros(int(np.prod(shape)), dtype=values.dtype)
     if name + GAPS in state:
-        full[(state[name + GAPS].long() + 1).cumsum(0) - 1] = values
+        full.index_copy_(0, (state[name + GAPS].long() + 1).cumsum(0) - 1, values)
     else:
         bits = np.unpackbits(state[name + BITS].numpy(), count=len(full))
         full[torch.from_numpy(bits.view(bool))] = values

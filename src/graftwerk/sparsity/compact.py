@@ -47,6 +47,10 @@ class Compact:
         self._optimizer = optimizer
         self.index = self._active()
         self.values = nn.Parameter(flat(layer.weight.detach())[self.index])
+        self.frees_gradients = False
+        """Gradients of all weights go as soon as those of the active ones are taken, layer by
+        layer; else they stay until the step is over."""
+        layer.weight.register_post_accumulate_grad_hook(self._take)
         for group in optimizer.param_groups:
             group["params"] = [
                 self.values if parameter is layer.weight else parameter
@@ -57,13 +61,24 @@ class Compact:
             optimizer.state[self.values] = {key: self._compacted(v) for key, v in own.items()}
 
     @torch.no_grad()
+    def _take(self, weight: Tensor) -> None:
+        """In the backward pass of each micro-batch."""
+        if self.frees_gradients:
+            assert weight.grad is not None
+            grad = self._active_part(weight.grad)
+            self.values.grad = grad if self.values.grad is None else self.values.grad + grad
+            weight.grad = None
+
+    def _active_part(self, grad: Tensor) -> Tensor:
+        return flat(as_laid_out(grad, self.layer.weight)).index_select(0, self.index)
+
+    @torch.no_grad()
     def gather(self, *, weights: bool) -> None:
         """Before the step: the gradient of the active weights, and the weights where they moved."""
         if weights:
             torch.index_select(flat(self.layer.weight), 0, self.index, out=self.values.data)
         if self.layer.weight.grad is not None:
-            grad = flat(as_laid_out(self.layer.weight.grad, self.layer.weight))
-            self.values.grad = grad.index_select(0, self.index)
+            self.values.grad = self._active_part(self.layer.weight.grad)
 
     @torch.no_grad()
     def scatter(self) -> None:

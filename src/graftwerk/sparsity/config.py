@@ -81,9 +81,10 @@ class Static(Sparsity, kind="static"):
     exclude: tuple[str, ...] = ()
     temperature: float = Field(default=200.0, gt=0)
     """Divides the logits where GraSP scores."""
-    execution: Literal["masked", "compact", "csr", "bsr", "auto"] = "masked"
+    execution: Literal["masked", "compact", "csr", "bsr", "semi_structured", "auto"] = "masked"
     """`masked`: zeros in dense tensors; `compact`: so, but the optimizer sees only weights that
-    exist; `csr`, `bsr`: linear layers compute on sparse matrices; `auto`: in the fastest form."""
+    exist; `csr`, `bsr`, `semi_structured` (2:4 on NVIDIA GPUs): linear layers compute on sparse
+    matrices; `auto`: on those, where that is faster."""
     scale_init: bool = False
     """Divide first weights by √density of their layer: Kaiming's fan-in as it is after masking."""
 
@@ -95,6 +96,8 @@ class Static(Sparsity, kind="static"):
             raise ValueError(f"structure {self.structure} keeps {wanted}: set density={wanted}")
         if self.execution == "bsr" and not self.structure.startswith("block"):
             raise ValueError("execution=bsr multiplies blocks: set structure, such as block16")
+        if self.execution == "semi_structured" and self.structure != "2:4":
+            raise ValueError("execution=semi_structured is for structure=2:4 (with density=0.5)")
         return self
 
     def build(self) -> axes.Sparsity:

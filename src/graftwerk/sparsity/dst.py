@@ -86,8 +86,7 @@ class DynamicSparsity(StaticSparsity):
         self._see_all_gradients(self._due(step, ahead=1))
 
     def _see_all_gradients(self, whole: bool) -> None:
-        for execution in self.executions:
-            execution.whole = whole
+        super()._see_all_gradients(whole or self.config.prune == "running_snip")
 
     def _due(self, step: Step, ahead: int = 0) -> bool:
         t = step.number + 1 + ahead
@@ -244,7 +243,7 @@ class DynamicSparsity(StaticSparsity):
             "explored": self.explored,
             "scores": self._scores,
             "postponed": self._postponed,
-            "whole": any(execution.whole for execution in self.executions),
+            "whole": self._whole,
             "running": self._scorer.running,
         }
 

@@ -13,15 +13,22 @@ from torch import Tensor, nn
 from graftwerk.axes import Sync
 from graftwerk.errors import ConfigError
 from graftwerk.sparsity.compact import Compact
-from graftwerk.sparsity.kernels import bsr_linear, csr_linear, pattern
+from graftwerk.sparsity.kernels import (
+    bsr_linear,
+    csr_linear,
+    pattern,
+    semi_structured_linear,
+)
 from graftwerk.sparsity.structure import Block
 
 REPEATS = 5
 """Measurements of which the median counts."""
+SEMI_STRUCTURED = 64
+"""What torch's 2:4 format cuts the sides of a matrix into, at most."""
 
 
 class Execution:
-    """The forward pass of a linear layer in a form ("dense", "csr", "bsr") that can change.
+    """The forward pass of a linear layer in a form ("dense", "csr", "bsr", "semi_structured").
 
     `whole` makes the next pass dense whatever the form, for updates that need the gradients of
     weights that don't exist yet.
@@ -77,6 +84,9 @@ class Execution:
         if self.whole or self.form == "dense":
             return F.linear(x, module.weight, module.bias)
         x_ni = x.reshape(-1, module.in_features)
+        if self.form == "semi_structured":
+            y_no = semi_structured_linear(x_ni, module.weight, module.bias)
+            return y_no.reshape(*x.shape[:-1], module.out_features)
         if self.form == "csr":
             y_no = csr_linear(x_ni, values, module.bias, self._places)
         else:
@@ -93,11 +103,34 @@ def executions(net: nn.Module, compact: list[Compact]) -> list[Execution]:
     return [Execution(module, c) for module, c in found if type(module) is nn.Linear]
 
 
+def alone(sync: Sync) -> bool:
+    """Whether nobody else has gradients or weights that this process would have to agree with."""
+    return sync.replicated and (not dist.is_initialized() or dist.get_world_size() == 1)
+
+
+def check_semi_structured(found: list[Execution]) -> None:
+    """Refuse at the start what torch's 2:4 format can't do."""
+    layers = [execution.compact.layer for execution in found]
+    problem = None
+    if not layers:
+        problem = "is for linear layers, and none is sparse here"
+    elif any(not layer.weight.is_cuda for layer in layers):
+        problem = f"needs an NVIDIA GPU, and this run is on {layers[0].weight.device.type}"
+    elif torch.cuda.get_device_capability(layers[0].weight.device) < (8, 0):
+        problem = "needs a GPU of compute capability 8.0 (Ampere) or newer"
+    elif odd := [layer.name for layer in layers if any(n % SEMI_STRUCTURED for n in layer.shape)]:
+        problem = (
+            f"needs sides that are multiples of {SEMI_STRUCTURED}; leave out {', '.join(odd)} by "
+            "sparsity.exclude"
+        )
+    if problem:
+        raise ConfigError([f"sparsity.execution: 'semi_structured' {problem}"])
+
+
 def check_alone(wanted: str, found: list[Execution], sync: Sync) -> None:
     """Gradients of sparse matrices exist in no tensor that replicas could average."""
     problems: list[str] = []
-    alone = not dist.is_initialized() or dist.get_world_size() == 1
-    if not alone or not sync.replicated:
+    if not alone(sync):
         problems.append(
             f"sparsity.execution: {wanted!r} works in one process; use 'compact' or 'masked'"
         )

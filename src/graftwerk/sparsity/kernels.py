@@ -11,6 +11,7 @@ import warnings
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -36,7 +37,7 @@ def pattern(mask: Tensor) -> Pattern:
         cols.int(),
         _starts(cols, mask.shape[1]),
         rows[order_t].int(),
-        order_t,
+        order_t.int(),
     )
 
 
@@ -57,6 +58,29 @@ def bsr_linear(x_ni: Tensor, blocks: Tensor, bias: Tensor | None, places: Patter
     with torch.autocast(x_ni.device.type, enabled=False):
         y_no = _BsrLinear.apply(x_ni.to(blocks.dtype), blocks, places)
         return y_no if bias is None else y_no + bias
+
+
+def semi_structured_linear(x_ni: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x Wᵀ + b`` in half precision, with W 2:4 sparse; its gradient is that of all weights.
+
+    Sparse tensor cores multiply the forward pass alone: Wᵀ has no such pattern.
+    """
+    dtype = torch.get_autocast_dtype(x_ni.device.type)
+    with torch.autocast(x_ni.device.type, enabled=False):
+        y_no = _SemiStructuredLinear.apply(x_ni.to(dtype), weight.to(dtype))
+        return y_no if bias is None else y_no + bias.to(dtype)
+
+
+class _SemiStructuredLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_ni: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x_ni, weight)
+        return F.linear(x_ni, torch.sparse.to_sparse_semi_structured(weight.contiguous()))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        x_ni, weight = ctx.saved_tensors
+        return grads[0] @ weight, grads[0].t() @ x_ni
 
 
 class _CsrLinear(torch.autograd.Function):

@@ -22,8 +22,9 @@ class MaskedWeight:
         self.weight = weight
         self.structure = structure
         self.mask = torch.ones_like(weight, dtype=torch.bool)
-        self.factor = torch.ones_like(weight, requires_grad=False)
-        """The mask in the weight's own type: multiplying by it takes a single pass."""
+        self.factor: Tensor | None = None
+        """The mask in the weight's own type, if it is needed at every step: multiplying by it takes
+        a single pass."""
         self.active = weight.numel()
         """Weights that the mask keeps."""
 
@@ -43,7 +44,8 @@ class MaskedWeight:
 
     def set(self, mask: Tensor) -> None:
         self.mask.copy_(mask)
-        self.factor.copy_(mask)
+        if self.factor is not None:
+            self.factor.copy_(mask)
         self.active = number(mask)
 
     def units(self) -> Tensor:
@@ -77,8 +79,9 @@ def apply(layers: Iterable[MaskedWeight]) -> None:
     layers = [layer for layer in layers if layer.active < layer.size]
     if not layers:
         return
+    factors = [layer.mask if layer.factor is None else layer.factor for layer in layers]
     torch._foreach_mul_(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-        [layer.weight for layer in layers], [layer.factor for layer in layers]
+        [layer.weight for layer in layers], factors
     )
 
 

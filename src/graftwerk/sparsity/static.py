@@ -13,7 +13,13 @@ from graftwerk.errors import CheckpointError, ConfigError
 from graftwerk.sparsity import flops
 from graftwerk.sparsity.compact import Compact, check
 from graftwerk.sparsity.config import Static
-from graftwerk.sparsity.execution import Execution, check_alone, executions
+from graftwerk.sparsity.execution import (
+    Execution,
+    alone,
+    check_alone,
+    check_semi_structured,
+    executions,
+)
 from graftwerk.sparsity.initialise import initialise
 from graftwerk.sparsity.masks import MaskedWeight, apply, maskable
 from graftwerk.sparsity.structure import structure
@@ -35,7 +41,7 @@ class StaticSparsity(axes.Sparsity):
         self.compact: list[Compact] = []
         """What the optimizer sees, unless execution is "masked"."""
         self.executions: list[Execution] = []
-        self._moved = False
+        self._moved = self._whole = False
 
     @property
     def first_density(self) -> float:
@@ -70,13 +76,19 @@ class StaticSparsity(axes.Sparsity):
         """
         wanted = self.config.execution
         if wanted == "masked":
+            for layer in self.layers:
+                layer.factor = layer.mask.to(layer.weight.dtype)
             return
         check(self._optimizer, wanted)
         self.compact = [Compact(layer, self._optimizer) for layer in self.layers]
+        self._see_all_gradients(False)
         if wanted == "compact":
             return
         self.executions = executions(self._objective.net, self.compact)
-        check_alone(wanted, self.executions, self._sync)
+        if wanted == "semi_structured":
+            check_semi_structured(self.executions)
+        else:
+            check_alone(wanted, self.executions, self._sync)
         for execution in self.executions:
             name = execution.compact.layer.name
             if name not in forms:
@@ -128,6 +140,14 @@ class StaticSparsity(axes.Sparsity):
         for compact in self.compact:
             compact.scatter()
 
+    def _see_all_gradients(self, whole: bool) -> None:
+        """In the next step; otherwise those of weights that exist are enough."""
+        self._whole = whole
+        for execution in self.executions:
+            execution.whole = whole
+        for compact in self.compact:
+            compact.frees_gradients = not whole and alone(self._sync)
+
     def _release(self) -> None:
         for compact in self.compact:
             compact.release()
@@ -142,7 +162,7 @@ class StaticSparsity(axes.Sparsity):
     def mask_(self, net: nn.Module) -> None:
         """Mask a network of the same layers."""
         for layer in self.layers:
-            _weight(net.get_submodule(layer.name)).mul_(layer.factor)
+            _weight(net.get_submodule(layer.name)).mul_(layer.mask)
 
     @property
     def density(self) -> float:
