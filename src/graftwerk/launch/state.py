@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from graftwerk.errors import AGAIN, APART, CRASH, DIVERGED, INTERRUPTED, STORAGE_ERROR, STUCK
-from graftwerk.log import files
 
 FINISHED, RUNNING, QUEUED, WAITING = "finished", "running", "queued", "waiting"
 FAILED, CANCELLED, STOPPED, DELETED = "failed", "cancelled", "stopped", "deleted"
@@ -118,7 +117,19 @@ def hand_to(folder: Path, **where: Any) -> None:
     """Write down who has the run now: ``job="71_3"``, or ``pid=…`` of this machine."""
     host = {"host": socket.gethostname()} if "pid" in where else {}
     contents = {**where, **host, "since": round(time.time())}
-    files.replace(folder / "job.json", json.dumps(contents).encode())
+    put(folder / "job.json", json.dumps(contents))
+
+
+def put(path: Path, text: str) -> None:
+    """Replace a file as a whole, unless it says that already.
+
+    Nothing is flushed to the disk: hundreds are written at once, and can be written again.
+    """
+    if path.exists() and path.read_text(errors="replace") == text:
+        return
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def note(folder: Path, **line: Any) -> None:

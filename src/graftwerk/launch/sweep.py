@@ -80,7 +80,7 @@ class Sweep:
             for name, member in self.members.items():
                 member.folder.mkdir(parents=True, exist_ok=True)
                 tree = json.dumps(config.dump(runs[name]), indent=2)
-                replace(member.folder / "run.json", tree.encode())
+                state.put(member.folder / "run.json", tree)
         except OSError as error:
             raise StorageError(f"{self.folder}: {error.strerror}") from None
 
