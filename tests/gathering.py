@@ -72,6 +72,7 @@ def main() -> None:
         with join("cpu", timeout=float(sys.argv[2])) as world:
             take_part(world, Path(sys.argv[1]))
     except GraftwerkError as error:
+        print(error)
         sys.exit(error.exit_code)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -41,16 +42,22 @@ def command(*words: str) -> list[str]:
 
 
 def graftwerk(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """The command as a person types it, to its end."""
-    return subprocess.run(
+    """The command as a person types it, to its end; after its time it goes with its workers."""
+    process = subprocess.Popen(
         command(*words),
         cwd=cwd,
         env=os.environ | PYTHON | env,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
-        check=False,
+        start_new_session=True,
     )
+    try:
+        out, errors = process.communicate(timeout=600)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # workers hold the pipes
+        raise
+    return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
 
 
 def only_run(folder: Path) -> Path:

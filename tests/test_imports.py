@@ -22,7 +22,7 @@ LAYERS = """
     grid incubation
     pipeline train
     observe export
-    runfolder pictures
+    runfolder pictures recalibrate
     evaluate handover
     parts
     run

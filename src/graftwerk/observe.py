@@ -25,6 +25,7 @@ from graftwerk.meter import Meter
 from graftwerk.models.factory import count_parameters
 from graftwerk.parts import Parts
 from graftwerk.pictures import Pictures
+from graftwerk.recalibrate import recalibrated
 from graftwerk.run import batch_in_words, parse_interval
 from graftwerk.seeding import random_state, restore_random_state
 from graftwerk.signals import Agreement, StoppedError
@@ -285,7 +286,7 @@ class Observer:
     def _scores(self, net: torch.nn.Module, draw_at: int | None = None) -> dict[str, float]:
         """Scores of `net`; with `draw_at`, the steps done, pictures of it too."""
         parts = self.parts
-        with parts.sync.averaged(net) as averaged:
+        with parts.sync.averaged(net) as averaged, recalibrated(parts, averaged):
             scores = evaluate(
                 parts.objective,
                 averaged,

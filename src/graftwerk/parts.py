@@ -138,6 +138,10 @@ class Parts:
                 yield from itertools.islice(batches, self.plan.accumulate)
                 step += 1
 
+    def first_batches(self, count: int) -> Iterator[Batch]:
+        """The first micro-batches of the run on this rank, read by this process."""
+        return itertools.islice(self._batches_of_members(0, workers=0), count)
+
     def _batches_of_members(self, start_step: int, workers: int) -> Iterator[Batch]:
         """Those of `train_batches` as long as nobody joins or leaves; of one step at least."""
         run, world, plan = self.run, self.world, self.plan
@@ -192,7 +196,7 @@ class Parts:
 
     def begin(self) -> None:
         """What a fresh run, and only a fresh run, does before its first step."""
-        batch = self.to_device(next(self._batches_of_members(0, workers=0)))
+        batch = self.to_device(next(self.first_batches(1)))
         self.sparsity.attach(
             self.objective,
             self.optimizer,

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from graftwerk import config
+from graftwerk.axes import World
 from graftwerk.checkpoint import Entry, atomic
 from graftwerk.distributed import join
 from graftwerk.errors import ConfigError, StorageError
@@ -21,6 +22,7 @@ from graftwerk.models.division import Divide
 from graftwerk.models.published import published
 from graftwerk.models.weights import load_weights, read_state_dict
 from graftwerk.parts import Parts, build_net
+from graftwerk.recalibrate import recalibrate_
 from graftwerk.recipes import find
 from graftwerk.run import Run
 from graftwerk.runfolder import RunFolder
@@ -78,6 +80,8 @@ def _networks(
     if parts.ema is not None:
         parts.ema.load_state_dict(state["parts"]["ema"])
         nets["ema_"] = parts.ema.module
+    for net in nets.values():
+        recalibrate_(parts, net)
     return nets, [f"{entry.folder} (step {entry.step})"]
 
 
@@ -157,11 +161,12 @@ def _trained(folder: RunFolder, which: str, weights: str) -> tuple[nn.Module, En
         raise ConfigError(
             [f"{folder.path}: this run kept no moving average (ema.decay is not set)"]
         )
-    if averaged and weights != "raw":
-        net.load_state_dict(state["parts"]["ema"])
-        return net, entry, True
-    net.load_state_dict(_net_of(state["parts"]["objective"]))
-    return net, entry, False
+    averaged = averaged and weights != "raw"
+    own = state["parts"]["ema"] if averaged else _net_of(state["parts"]["objective"])
+    net.load_state_dict(own)
+    if getattr(run.sync, "recalibrate", 0):
+        recalibrate_(run.build(World()), net)
+    return net, entry, averaged
 
 
 def _without_weights(model: Model) -> Model:

@@ -133,6 +133,22 @@ def test_adapt_then_combine_with_all_is_data_parallel_sgd(seed: int) -> None:
             torch.testing.assert_close(path[step + 1], alone.value(), rtol=0, atol=1e-15)
 
 
+def test_with_gradients_averaged_inside_a_node_is_a_worker(seed: int) -> None:
+    """Four workers on two nodes are two workers, each with the images of both."""
+    keys = {"topology": "one_peer_exp", "by_node": True, "node_gradients": True}
+    runs = together(4, lambda world: train(world, seed, 4, 6, sgd, **keys), nodes=2)
+    x, u = (np.stack([run[i].numpy() for run in runs], axis=1) for i in (0, 1))
+    target = targets(seed, 4, 6).numpy().transpose(1, 0, 2).reshape(6, 2, 2, -1).mean(2)
+    np.testing.assert_allclose(x[:, 0], x[:, 1], rtol=0, atol=1e-15)
+    np.testing.assert_allclose(x[:, 2], x[:, 3], rtol=0, atol=1e-15)
+    nodes = x[:, ::2]
+    mixed = np.stack([w @ nodes[t] for t, w in enumerate(matrices("one_peer_exp", 2, 6))])
+    expected = reference_updates(nodes[:-1], mixed, target)
+    np.testing.assert_allclose(u[:, ::2], expected, rtol=0, atol=1e-15)
+    np.testing.assert_allclose(nodes[1:], mixed - expected, rtol=0, atol=1e-15)
+    assert np.abs(nodes[-1][0] - nodes[-1][1]).max() > 1e-3
+
+
 def test_equal_replicas_stay_where_they_are(seed: int) -> None:
     """At lr = 0 nothing moves, to the last bit, whatever the weights."""
 

@@ -73,7 +73,7 @@ def test_the_moving_average_is_masked_as_the_weights(tmp_path: Path) -> None:
 
 
 def test_four_replicas_that_differ_have_the_same_masks(tmp_path: Path) -> None:
-    keys = ["sparsity=dst", "sparsity.every=2", "sparsity.prune=snip", "sync=anchor"]
+    keys = ["sparsity=dst", "sparsity.every=2", "sparsity.prune=snip", "sync=gossip"]
     short = ["steps=4", "evaluate.every=1", "ema.decay=null", "log.tensorboard=false"]
     words = [TINY, *keys, *short, "processes=4", f"log.folder={tmp_path}"]
     done = graftwerk("run", *words, cwd=tmp_path, OMP_NUM_THREADS="1")

@@ -71,6 +71,8 @@ class Gossip(Sync, kind="gossip"):
     """Peers in a step, for base_k."""
     by_node: bool = False
     """Workers of a machine average, and machines are what the topology connects."""
+    node_gradients: bool = False
+    """Workers of a machine average their gradients too, and so stay equal."""
     ranks_per_node: int | None = Field(default=None, ge=1)
     """Unset: as the launcher says."""
     order: Literal["combine_then_adapt", "adapt_then_combine"] = "combine_then_adapt"
@@ -81,6 +83,9 @@ class Gossip(Sync, kind="gossip"):
     """Parameters are copied, encoded and sent in pieces of this size, one after the other."""
     global_every: int | None = Field(default=None, ge=1)
     """Every so many steps all workers average with all."""
+    recalibrate: int = Field(default=0, ge=0)
+    """Batches of each worker from which BatchNorm's statistics are taken anew for evaluation and
+    export; 0: the average of all workers' statistics."""
     patience: float = Field(default=10.0, gt=0)
     """Seconds to wait for a peer that sends nothing; then both keep to themselves this step."""
     timeout: float = Field(default=10.0, gt=0)

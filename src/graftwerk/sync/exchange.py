@@ -23,8 +23,9 @@ from torch import Tensor
 
 from graftwerk.elastic.mesh import Frame, Mesh
 
-READY, DATA, ARRIVED, COMMIT, CANCEL, WITHDRAW = range(2, 8)
-"""Channels of the mesh."""
+READY, DATA, ARRIVED, COMMIT, CANCEL, WITHDRAW = KINDS = range(6)
+PARAMETERS, GRADIENTS = 2, 8
+"""The first of the mesh's channels for all `KINDS` of frames about these."""
 
 
 @dataclass
@@ -46,9 +47,16 @@ class Exchanges:
     """All exchanges of this worker; each consists of `num_pieces` pieces both ways."""
 
     def __init__(
-        self, mesh: Mesh, num_pieces: int, patience: float, is_lost: Callable[[int], bool]
+        self,
+        mesh: Mesh,
+        num_pieces: int,
+        patience: float,
+        is_lost: Callable[[int], bool],
+        *,
+        about: int = PARAMETERS,
     ) -> None:
         self._mesh = mesh
+        self._about = about
         self._num_pieces = num_pieces
         self._patience = patience
         self._is_lost = is_lost
@@ -60,12 +68,12 @@ class Exchanges:
     def listen(self, step: int) -> None:
         """Start with the exchanges of `step`; those of before are done with."""
         self._over = step - 1
-        for channel in (READY, DATA, ARRIVED, COMMIT, CANCEL, WITHDRAW):
-            self._mesh.handle(channel, self._hear)
+        for kind in KINDS:
+            self._mesh.handle(self._about + kind, self._hear)
 
     def begin(self, step: int, uid: int) -> None:
         """Tell a worker that this one is in `step`."""
-        self._mesh.send(uid, READY, step, 0)
+        self._say(uid, READY, step)
 
     def publish(
         self,
@@ -81,7 +89,7 @@ class Exchanges:
         """
 
         def send() -> None:
-            self._mesh.send(uid, DATA, step, number, body, ready)
+            self._mesh.send(uid, self._about + DATA, step, number, body, ready)
             self.bytes_sent += body.numel()
 
         with self._mesh.changed:
@@ -133,7 +141,7 @@ class Exchanges:
                     self._settle(uid, step, exchange, happens=False)
                 else:
                     if not asked:
-                        self._mesh.send(uid, WITHDRAW, step, 0)
+                        self._say(uid, WITHDRAW, step)
                     asked = True
                     self._mesh.changed.wait(0.05)
             return exchange
@@ -145,21 +153,21 @@ class Exchanges:
         return self._mesh.uid < uid
 
     def _hear(self, frame: Frame) -> None:
-        uid, step = frame.sender, frame.first
+        uid, step, kind = frame.sender, frame.first, frame.channel - self._about
         if step <= self._over:
             return  # decided, and the other end was told
         exchange = self._of(uid, step)
-        if frame.channel == READY:
+        if kind == READY:
             exchange.welcome = True
-        elif frame.channel == DATA:
+        elif kind == DATA:
             exchange.received[frame.second] = frame.body
-        elif frame.channel == ARRIVED:
+        elif kind == ARRIVED:
             exchange.arrived = True
-        elif frame.channel == WITHDRAW:
+        elif kind == WITHDRAW:
             if exchange.happens is None:
                 self._settle(uid, step, exchange, happens=False)
         else:
-            exchange.happens = frame.channel == COMMIT
+            exchange.happens = kind == COMMIT
         self._advance(uid, step, exchange)
 
     def _advance(self, uid: int, step: int, exchange: Exchange) -> None:
@@ -173,10 +181,13 @@ class Exchanges:
         if min(exchange.published, len(exchange.received)) < self._num_pieces:
             return
         if not self._decides(uid):
-            self._mesh.send(uid, ARRIVED, step, 0)
+            self._say(uid, ARRIVED, step)
         elif exchange.arrived:
             self._settle(uid, step, exchange, happens=True)
 
+    def _say(self, uid: int, kind: int, step: int) -> None:
+        self._mesh.send(uid, self._about + kind, step, 0)
+
     def _settle(self, uid: int, step: int, exchange: Exchange, *, happens: bool) -> None:
         exchange.happens = happens
-        self._mesh.send(uid, COMMIT if happens else CANCEL, step, 0)
+        self._say(uid, COMMIT if happens else CANCEL, step)

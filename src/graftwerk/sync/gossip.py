@@ -24,7 +24,8 @@ from graftwerk.axes import Objective, World
 from graftwerk.elastic.group import Group
 from graftwerk.sync import payload
 from graftwerk.sync.custom import find_topology
-from graftwerk.sync.exchange import Exchanges
+from graftwerk.sync.exchange import GRADIENTS, PARAMETERS, Exchanges
+from graftwerk.sync.node_gradients import NodeGradients
 from graftwerk.sync.replicas import add_, average_, buckets, check_same, copy_done, flattened
 from graftwerk.sync.topology import schedule
 
@@ -68,18 +69,29 @@ class Gossip(axes.Sync):
             return
         self._group.lead = self._config.lead
         self._buckets = list(buckets(self._parameters, self._config.bucket_mb << 20))
-        self._exchanges = Exchanges(
-            self._group.mesh, len(self._buckets), self._config.patience, self._group.is_lost
+        self._exchanges, gradients = (
+            Exchanges(
+                self._group.mesh,
+                len(self._buckets),
+                self._config.patience,
+                self._group.is_lost,
+                about=about,
+            )
+            for about in (PARAMETERS, GRADIENTS)
         )
+        self._gradients = NodeGradients(gradients, self._buckets)
         if not self._world.newcomer:
             check_same(self._group, model)
             if not self._resumed:
                 self._start_equal(model)
         self._exchanges.listen(self._step)
+        gradients.listen(self._step)
         if not self._world.newcomer and not self._adapts_first:
             self._send()
 
     def mix(self) -> None:
+        if self._config.node_gradients and self._group is not None:
+            self._gradients.average_(self._step, self._neighbours(self._group))
         if not self._adapts_first:
             self._combine()
 
@@ -183,6 +195,11 @@ class Gossip(axes.Sync):
         self._edges = {s: e for s, e in self._edges.items() if s < 0 or uids.get(s) == known.get(s)}
         self._uids = uids
 
+    def _neighbours(self, group: Group) -> list[int]:
+        """The other workers of this machine, by uid."""
+        nodes = {member.uid: self._node(member.slot, member.node) for member in group.members}
+        return [uid for uid in nodes if uid != group.me.uid and nodes[uid] == nodes[group.me.uid]]
+
     def _node(self, slot: int, node: int) -> int:
         per_node = self._config.ranks_per_node
         return node if per_node is None else slot // per_node
@@ -223,7 +240,8 @@ class Gossip(axes.Sync):
         assert self._group is not None
         pairs = list(zip(own, mean, strict=True))[:num]
         square = sum((x - m.detach()).double().square().sum().item() for x, m in pairs)
-        facts = self._group.gather((square, self._exchanges.bytes_sent, self._self_loops))
+        sent = self._exchanges.bytes_sent + self._gradients.exchanges.bytes_sent
+        facts = self._group.gather((square, sent, self._self_loops))
         squares, sent, loops = zip(*facts, strict=True)
         self._facts = {
             "consensus_distance": math.sqrt(sum(squares) / len(squares)),
@@ -235,7 +253,7 @@ class Gossip(axes.Sync):
         """As of the last evaluation, over all workers that are left.
 
         `consensus_distance` is the root mean square of ‖x_i − x̄‖; `bytes_sent` counts parameters
-        only; `self_loops` exchanges that did not come about.
+        and gradients; `self_loops` exchanges that did not come about.
         """
         return self._facts
 
