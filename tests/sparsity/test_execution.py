@@ -173,6 +173,21 @@ def test_bsr_products_against_the_dense_ones(seed: int) -> None:
     torch.testing.assert_close(got[1], cut(expected[1]))
 
 
+def test_sparse_products_have_the_same_bits_wherever_their_memory_lies(seed: int) -> None:
+    torch.manual_seed(seed)
+    mask, x, grad = _random_mask(30, 50), torch.randn(33, 50), torch.randn(33, 30)
+    weights, places = torch.randn(int(mask.sum())), pattern(mask)
+    first: list[Tensor] = []
+    for repeat in range(100):
+        elsewhere = [torch.empty(7 * repeat + i) for i in range(3)]
+        values, inputs = weights.clone().requires_grad_(), x.clone().requires_grad_()
+        y = csr_linear(inputs, values, None, places)
+        got = [y.detach(), *torch.autograd.grad(y, (inputs, values), grad)]
+        first = first or got
+        assert all(torch.equal(one, other) for one, other in zip(first, got, strict=True))
+        del elsewhere
+
+
 @pytest.mark.parametrize("execution", ["compact", "csr"])
 def test_a_run_goes_on_with_the_same_bits(execution: str, tmp_path: Path) -> None:
     keys = {"sparsity": "dst", "sparsity__every": 3, "sparsity__execution": execution}
