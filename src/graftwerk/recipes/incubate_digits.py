@@ -2,8 +2,10 @@
 
     graftwerk run incubate_digits --jobs 2
 
-Costs about two minutes on two CPU cores: a meta network of four blocks, four modules of two blocks
-inside it, two at a time, their assembly, and its fine-tuning. Expect 97 to 99 % after it.
+Costs about two minutes of two CPU cores: a meta network of four blocks, four modules of two blocks
+inside it, two at a time, their assembly, and its fine-tuning. With seed 0 the meta network reaches
+70 %, the modules inside it 75 to 77 %, the assembled network 34 %, and 82 % after the first half of
+its fine-tuning; so short a training of a ViT is an example of the graph, not of good accuracy.
 """
 
 from __future__ import annotations
