@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from graftwerk.grid import grid, together
+from graftwerk.launch.sweep import Sweep
 from graftwerk.recipes import find_pipeline
 from graftwerk.run import Run
 from graftwerk.sparsity.config import Dst
@@ -109,4 +110,6 @@ def test_a_pool_trains_what_is_not_finished(tmp_path: Path) -> None:
     assert "2 runs, 0 finished" in done.stdout
     again = graftwerk(*words, cwd=tmp_path)
     assert "2 runs, 2 finished" in again.stdout
-    assert len(list((tmp_path / "runs").iterdir())) == 2
+    (sweep,) = (tmp_path / "runs/sweeps").glob("lots-*")
+    found = Sweep.open(sweep).statuses({}).values()
+    assert [(one.state, one.attempts) for one in found] == [("finished", 1)] * 2
