@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 from PIL import Image
 
@@ -91,3 +95,22 @@ def same(one: Splits, other: Splits) -> bool:
         and content(one.val) == content(other.val)
         and one.train.targets.tolist() == [target for _, target in content(other.train)]
     )
+
+
+def write_groups(splits: Splits, path: Path, **changes: Any) -> Path:
+    """Our layout, written by hand from its description."""
+    with h5py.File(path, "w") as file:
+        file.attrs["classes"] = json.dumps(list(splits.classes))
+        for name, source in (("train", splits.train), ("val", splits.val)):
+            raws = [bytes(raw) for raw, _ in content(source)]  # pyright: ignore[reportArgumentType]
+            columns = {
+                "bytes": np.frombuffer(b"".join(raws), np.uint8),
+                "offsets": np.cumsum([0, *map(len, raws)]),
+                "targets": source.targets,
+                "crc32": np.array([zlib.crc32(raw) for raw in raws], np.uint32),
+                "names": [f"{i}.jpg" for i in range(len(raws))],
+            }
+            for column, values in (columns | changes).items():
+                if values is not None:
+                    file[f"{name}/{column}"] = values
+    return path

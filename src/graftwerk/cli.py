@@ -172,7 +172,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--mask-ratio", type=float, help="share that is hidden; default: the run's")
     sub.add_argument("--seed", type=int, default=0, help="of the masks")
     sub.add_argument("--to", type=Path, default=Path("reconstruction.png"))
+    from graftwerk.data.commands import add_commands
     from graftwerk.rehearse.options import add_actions
+
+    sub = command(
+        data,
+        "pack, inspect, verify or stage a data set, or measure its loader",
+        usage="COMMAND PATH [option …]",
+        takes_keys=False,
+    )
+    add_commands(sub)
 
     sub = command(
         rehearse,
@@ -368,6 +377,11 @@ def reconstruct(options: argparse.Namespace, words: list[str], arguments: list[s
         )
     )
     return DONE
+
+
+def data(options: argparse.Namespace, words: list[str], arguments: list[str]) -> int:
+    del words, arguments
+    return options.act(options)
 
 
 def rehearse(options: argparse.Namespace, words: list[str], arguments: list[str]) -> int:

@@ -24,7 +24,16 @@ if TYPE_CHECKING:
     from graftwerk.axes import World
     from graftwerk.parts import Parts
 
-HOW_NOT_WHAT = ("resume", "processes", "device", "log", "launch", "save", "data.workers")
+HOW_NOT_WHAT = (
+    "resume",
+    "processes",
+    "device",
+    "log",
+    "launch",
+    "save",
+    "data.workers",
+    "data.stage",
+)
 """Keys that don't change what is learned: they don't count in a run folder's name."""
 
 UNITS = ("step", "epoch", "minute")

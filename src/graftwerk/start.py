@@ -19,6 +19,7 @@ def start(run: Run) -> dict[str, float]:
     """Train `run` in its folder, or go on there; a finished run is left as it is."""
     from graftwerk.train import train
 
+    run.data.staged()  # may take minutes, which a process group would not wait for
     elastic = run.sync.elastic
     with join(run.device, timeout=elastic.timeout if elastic else None) as world:
         done = None if world.newcomer else _prepare(run, world)

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import json
 import pickle
-import zlib
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,7 +14,7 @@ from graftwerk.config import load
 from graftwerk.data.config import Data
 from graftwerk.data.source import Source, Splits
 from graftwerk.errors import DataError
-from trees import content, same, tree, write_files
+from trees import content, same, tree, write_files, write_groups
 
 
 def opened(path: Path, **keys: Any) -> Splits:
@@ -38,25 +36,6 @@ def write_rows(splits: Splits, path: Path, column: bool = True) -> Path:
             rows[number] = np.frombuffer(raw, np.uint8)  # pyright: ignore[reportArgumentType, reportCallIssue]
         targets = np.array([target for _, target in samples])
         file["targets"] = targets[:, None] if column else targets
-    return path
-
-
-def write_groups(splits: Splits, path: Path, **changes: Any) -> Path:
-    """Our layout, written by hand from its description."""
-    with h5py.File(path, "w") as file:
-        file.attrs["classes"] = json.dumps(list(splits.classes))
-        for name, source in (("train", splits.train), ("val", splits.val)):
-            raws = [bytes(raw) for raw, _ in content(source)]  # pyright: ignore[reportArgumentType]
-            columns = {
-                "bytes": np.frombuffer(b"".join(raws), np.uint8),
-                "offsets": np.cumsum([0, *map(len, raws)]),
-                "targets": source.targets,
-                "crc32": np.array([zlib.crc32(raw) for raw in raws], np.uint32),
-                "names": [f"{i}.jpg" for i in range(len(raws))],
-            }
-            for column, values in (columns | changes).items():
-                if values is not None:
-                    file[f"{name}/{column}"] = values
     return path
 
 

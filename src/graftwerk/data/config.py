@@ -35,6 +35,8 @@ class Data(Choice):
     """An epoch's last incomplete batch: left out, or filled from the epoch's start."""
     fraction: float = Field(default=1.0, gt=0, le=1)
     """The share of each class's training images that is used, chosen by the run's seed."""
+    stage: str | None = None
+    """Copy the data to this folder of the node's own disk first; auto: SLURM_TMPDIR or TMPDIR."""
 
     @property
     def channels(self) -> int:
@@ -57,12 +59,21 @@ class Data(Choice):
 
     def open(self, seed: int) -> Splits:
         """Find the images; raises `DataError` naming the folder or file that is wrong."""
-        splits = self.find(seed)
+        splits = self.staged().find(seed)
         if self.fraction == 1:
             return splits
         from graftwerk.data.source import fraction
 
         return replace(splits, train=fraction(splits.train, self.fraction, seed))
+
+    def staged(self) -> Data:
+        """This data on the node's own disk, where that is wanted and possible."""
+        path: Path | None = getattr(self, "path", None)
+        if self.stage is None or path is None:
+            return self
+        from graftwerk.data.staging import staged
+
+        return self.model_copy(update={"path": staged(path, self.stage)})
 
     def find(self, seed: int) -> Splits:
         """All images of this kind of data."""
@@ -270,6 +281,8 @@ class Augment(Node):
     """`pad` enlarges by `padding` pixels on each side and cuts a random window."""
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    decode: Literal["exact", "fast"] = "exact"
+    """`fast`: JPEG files decoded for the random resized crop by libjpeg-turbo, not by Pillow."""
     padding: int = Field(default=4, ge=0)
     padding_mode: Literal["zero", "reflect"] = "zero"
     interpolation: Interpolation = "bicubic"

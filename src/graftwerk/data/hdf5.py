@@ -89,7 +89,7 @@ class RowsSource:
     def _rows(self, process: int) -> Any:
         """A handle is not shared with forked processes, which would read past each other."""
         if process not in self._handles:
-            self._handles[process] = _h5py().File(self.path, "r")[IMAGES]
+            self._handles[process] = h5py().File(self.path, "r")[IMAGES]
         return self._handles[process]
 
     @cached_property
@@ -104,7 +104,7 @@ class RowsSource:
 def opened(path: Path) -> Generator[Any]:
     """The file, open to read; raises `DataError` where it is none."""
     try:
-        file = _h5py().File(path, "r")
+        file = h5py().File(path, "r")
     except OSError as error:
         if not path.exists():
             raise DataError(f"{path}: no such file; set data.path") from None
@@ -113,12 +113,12 @@ def opened(path: Path) -> Generator[Any]:
         yield file
 
 
-def _h5py() -> Any:
+def h5py() -> Any:
     try:
-        import h5py
+        import h5py as library
     except ImportError:
         raise DataError("data=hdf5 needs the extra hdf5: pip install 'graftwerk[hdf5]'") from None
-    return h5py
+    return library
 
 
 def _checked_targets(path: Path) -> np.ndarray:
@@ -131,7 +131,7 @@ def _checked_targets(path: Path) -> np.ndarray:
                 "`graftwerk data pack` writes such a file"
             )
         images, targets = file[IMAGES], file[TARGETS]
-        if _h5py().check_vlen_dtype(images.dtype) != np.uint8 or images.ndim != 1:
+        if h5py().check_vlen_dtype(images.dtype) != np.uint8 or images.ndim != 1:
             raise DataError(f"{path}: {IMAGES} should be rows of uint8, and is {images.dtype}")
         if targets.dtype.kind not in "iu" or targets.size != len(targets):
             raise DataError(f"{path}: {TARGETS} should be integers [n] or [n, 1]")

@@ -22,8 +22,9 @@ from torchvision.transforms import (
     TrivialAugmentWide,
 )
 
-from graftwerk.data.config import Augment, Data, Interpolation, Size, Table
+from graftwerk.data.config import Augment, Data, Interpolation, Mode, Size, Table
 from graftwerk.data.decode import decode
+from graftwerk.data.fast import DecodedCrop
 from graftwerk.data.source import Raw
 from graftwerk.errors import ConfigError
 
@@ -76,8 +77,7 @@ def train_transform(augment: Augment, data: Data) -> Transform:
         colour = TrivialAugmentWide(interpolation=InterpolationMode(_fixed(warping)))
     return Compose(
         [
-            partial(decode, mode=data.mode),
-            *_crop(augment),
+            *_decode_and_crop(augment, data.mode),
             *crop_and_flip.transforms[1:],
             colour,
             to_tensor,
@@ -134,6 +134,17 @@ class ResizeLongest(ResizeKeepRatio):
     def get_params(*args: Any, **kwargs: Any) -> list[int]:
         """(height, width) of the resized image."""
         return [max(side, 1) for side in ResizeKeepRatio.get_params(*args, **kwargs)]
+
+
+def _decode_and_crop(augment: Augment, mode: Mode) -> list[Callable[[Any], Any]]:
+    if augment.decode == "exact":
+        return [partial(decode, mode=mode), *_crop(augment)]
+    if augment.crop != "random_resized":
+        raise ConfigError(
+            [f"augment.decode: 'fast' decodes for random_resized crops, not {augment.crop!r} ones"]
+        )
+    (crop,) = _crop(augment)
+    return [DecodedCrop(augment, mode, cast(RandomResizedCropAndInterpolation, crop))]
 
 
 def _crop(augment: Augment) -> list[Callable[[Any], Any]]:

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import io
+import math
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch import Tensor
+
+from graftwerk.data.config import Augment, Folder
+from graftwerk.data.loader import seed_generators
+from graftwerk.data.transforms import train_transform
+from graftwerk.errors import ConfigError, DataError
+
+DATA = Folder.model_validate({"path": "."})
+
+
+def photograph(
+    rng: np.random.Generator, height: int, width: int, mode: str = "RGB", smooth: int = 12
+) -> bytes:
+    """A JPEG file of noise enlarged `smooth` times, as smooth as real images are."""
+    noise = rng.integers(0, 256, (height // smooth + 2, width // smooth + 2, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.convert(mode).save(buffer, "JPEG", quality=92)
+    return buffer.getvalue()
+
+
+def transformed(raw: bytes, key: int, decode: str, **keys: object) -> Tensor:
+    augment = Augment.model_validate({"size": 64, "decode": decode, **keys})
+    seed_generators(key)
+    return train_transform(augment, DATA)(raw)
+
+
+def psnr(one: Tensor, other: Tensor) -> float:
+    """In dB, of 8-bit pixels."""
+    scale = np.array(DATA.std).reshape(3, 1, 1) * 255
+    error = float((((one - other).numpy() * scale) ** 2).mean())
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos", "random"])
+def test_fast_and_exact_take_the_same_crop(rng: np.random.Generator, interpolation: str):
+    for key in range(6):
+        raw = photograph(rng, int(rng.integers(60, 120)), int(rng.integers(60, 120)))
+        fast, exact = (
+            transformed(raw, key, decode, interpolation=interpolation)
+            for decode in ("fast", "exact")
+        )
+        assert psnr(fast, exact) > 45
+        drawn = random.random()
+        transformed(raw, key, "exact", interpolation=interpolation)
+        assert random.random() == drawn  # the same number of random numbers went into it
+
+
+def test_where_decoding_shrinks_the_crop_stays_the_same_region(rng: np.random.Generator):
+    for key in range(4):
+        raw = photograph(rng, 700, 900, smooth=60)
+        fast, exact = (transformed(raw, key, d, scale=(0.5, 1.0)) for d in ("fast", "exact"))
+        assert psnr(fast, exact) > 24  # two pixels aside: at most 19
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_other_jpegs_go_through_pillow(rng: np.random.Generator, mode: str):
+    raw = photograph(rng, 90, 80, mode)
+    assert (transformed(raw, 3, "fast") == transformed(raw, 3, "exact")).all()
+
+
+def test_other_files_go_through_pillow(rng: np.random.Generator):
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (90, 80, 3), dtype=np.uint8)).save(buffer, "PNG")
+    raw = buffer.getvalue()
+    assert (transformed(raw, 3, "fast") == transformed(raw, 3, "exact")).all()
+
+
+def test_a_damaged_file_is_refused_like_by_pillow(rng: np.random.Generator):
+    raw = photograph(rng, 90, 80)
+    with pytest.raises(DataError, match="is no readable image"):
+        transformed(raw[: len(raw) // 2], 3, "fast")
+
+
+def test_only_random_resized_crops_are_decoded_fast():
+    with pytest.raises(ConfigError, match="'fast' decodes for random_resized"):
+        train_transform(Augment(crop="pad", decode="fast"), DATA)
