@@ -4,8 +4,8 @@
 
 Costs about two minutes of two CPU cores: a meta network of four blocks, four modules of two blocks
 inside it, two at a time, their assembly, and its fine-tuning. With seed 0 the meta network reaches
-70 %, the modules inside it 75 to 77 %, the assembled network 34 %, and 82 % after the first half of
-its fine-tuning; so short a training of a ViT is an example of the graph, not of good accuracy.
+70 %, the modules inside it 75 to 77 %, the assembled network 34 %, and 88.9 % after fine-tuning; so
+short a training of a ViT is an example of the graph, not of good accuracy.
 """
 
 from __future__ import annotations
