@@ -111,8 +111,8 @@ def draw(path: Path, found: dict[Entry, dict[float, list[float]]]) -> None:
         panel.set_xlabel("density")
         panel.set_title(f"grown by {growth}" if growth else "", loc="left")
         panel.grid(color="#E3E3E3")
+        panel.legend(fontsize=8, frameon=False)
     panels[0].set_ylabel("score (%)")
-    panels[-1].legend(fontsize=8, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
