@@ -120,9 +120,10 @@ def _members(file: Path) -> dict[str, Member]:
                 f"{contents.get('format')}, here {FORMAT}); use that version for it"
             ]
         )
+    workdir = Path(contents.get("workdir", "."))  # folders are as they were typed there
     try:
         return {
-            name: Member(name, Path(facts["folder"]), tuple(facts["needs"]))
+            name: Member(name, workdir / facts["folder"], tuple(facts["needs"]))
             for name, facts in contents["runs"].items()
         }
     except (KeyError, TypeError, AttributeError) as error:
