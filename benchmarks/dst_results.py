@@ -108,6 +108,9 @@ def draw(path: Path, found: dict[Entry, dict[float, list[float]]]) -> None:
                 **style,
             )
         panel.set_xscale("log")
+        ticks = sorted({density for by_density in found.values() for density in by_density} - {1.0})
+        panel.set_xticks(ticks, [f"{density:g}" for density in ticks])
+        panel.minorticks_off()
         panel.set_xlabel("density")
         panel.set_title(f"grown by {growth}" if growth else "", loc="left")
         panel.grid(color="#E3E3E3")

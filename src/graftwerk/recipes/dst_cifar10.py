@@ -22,6 +22,7 @@ from graftwerk.run import BatchSize, Evaluate, Run, Save
 
 DENSITIES = (0.05, 0.1, 0.2)
 SCALED = {"sparsity.scale_init": (True,)}
+DYNAMIC = {"sparsity": ("dst",), "sparsity.every": (20,), **SCALED}
 CRITERIA = ("magnitude", "set", "snip", "mest", "reciprocal_sensitivity", "random")
 
 
@@ -31,8 +32,36 @@ def dst_cifar10_short() -> Pipeline:
     return together(*(_seed(seed) for seed in range(3)))
 
 
+@recipe
+def dst_cifar10_gentle() -> Pipeline:
+    """Updates that prune a tenth of the weights and not half, at density 0.1, three seeds."""
+    axes = {
+        **DYNAMIC,
+        "sparsity.density": (0.1,),
+        "sparsity.rate": (0.1,),
+        "sparsity.prune": ("magnitude", "random", "reciprocal_sensitivity"),
+        "sparsity.grow": ("random",),
+    }
+    return together(*(grid(_dense(seed), axes) for seed in range(3)))
+
+
 def _seed(seed: int) -> Pipeline:
-    dense = Run(
+    dense = _dense(seed)
+    static = grid(dense, {"sparsity": ("static",), **SCALED, "sparsity.density": DENSITIES})
+    dynamic = grid(
+        dense,
+        {
+            **DYNAMIC,
+            "sparsity.density": DENSITIES,
+            "sparsity.prune": CRITERIA,
+            "sparsity.grow": ("random", "gradient"),
+        },
+    )
+    return together(dense, static, dynamic)
+
+
+def _dense(seed: int) -> Run:
+    return Run(
         name="dst_cifar10_short",
         seed=seed,
         steps=400,
@@ -45,16 +74,3 @@ def _seed(seed: int) -> Pipeline:
         schedule=Steps(milestones=(0.5, 0.75), factor=0.1),
         save=Save(every="10000 steps"),
     )
-    static = grid(dense, {"sparsity": ("static",), "sparsity.density": DENSITIES, **SCALED})
-    dynamic = grid(
-        dense,
-        {
-            "sparsity": ("dst",),
-            "sparsity.every": (20,),
-            **SCALED,
-            "sparsity.density": DENSITIES,
-            "sparsity.prune": CRITERIA,
-            "sparsity.grow": ("random", "gradient"),
-        },
-    )
-    return together(dense, static, dynamic)
