@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,7 +77,14 @@ def test_a_run_from_a_laptop(laptop: tuple[Path, Path], capfd: pytest.CaptureFix
         assert main(["--at=lab", "status", "--json"]) == 0
         return [one["state"] for one in json.loads(capfd.readouterr().out.splitlines()[-1])]
 
-    assert status() == ["queued"]
+    def reaches(state: str) -> bool:
+        """Slurm takes its time to hold a job, and to let go of a cancelled one."""
+        until = time.monotonic() + 60
+        while (states := status()) != [state] and time.monotonic() < until:
+            time.sleep(0.5)
+        return states == [state]
+
+    assert reaches("queued")
     assert main(["--at", "lab", "run", "recipe.py"]) == 0
     assert "0 runs submitted, 1 were queued or running" in capfd.readouterr().out
 
@@ -86,9 +94,9 @@ def test_a_run_from_a_laptop(laptop: tuple[Path, Path], capfd: pytest.CaptureFix
     assert out.exists()
     (sweep,) = (storage / "project" / "runs" / "sweeps").glob("recipe-*")
     assert main(["--at", "lab", "cancel", str(sweep)]) == 0
-    assert status() == ["cancelled"]
+    assert reaches("cancelled")
     assert main(["--at", "lab", "retry", str(sweep)]) == 0
-    assert status() == ["queued"]
+    assert reaches("queued")
     assert main(["--at", "lab", "cancel", str(sweep)]) == 0
 
 
