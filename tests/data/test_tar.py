@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import tarfile
 from pathlib import Path
@@ -27,9 +28,8 @@ def listed(content: bytes, folder: Path) -> dict[str, bytes]:
     """What an index would read of an archive: {path: content}."""
     path = folder / "some.tar"
     path.write_bytes(content)
-    return {
-        name.decode(): content[offset : offset + size] for name, offset, size in tar.members(path)
-    }
+    members = list(tar.members(path))
+    return {name.decode(): content[offset : offset + size] for name, offset, size in members}
 
 
 def packable(files: dict[str, bytes], format: int) -> bytes | None:
@@ -75,7 +75,7 @@ def test_archives_in_an_archive_are_folders(
 def test_an_archive_cut_off_anywhere_is_refused_or_whole(tmp_path: Path, data: st.DataObject):
     files = {f"c/{i}.jpg": bytes([i]) * (300 * i) for i in range(1, 5)}
     content = tar_bytes(files.items())
-    end = len(content.rstrip(b"\0"))
+    end = -(-len(content.rstrip(b"\0")) // 512) * 512
     kept = data.draw(st.integers(0, len(content) - 1))
     if kept >= end + 1024:
         assert listed(content[:kept], tmp_path) == files
@@ -87,10 +87,15 @@ def test_an_archive_cut_off_anywhere_is_refused_or_whole(tmp_path: Path, data: s
 @SOME
 @given(st.data())
 def test_a_damaged_header_is_never_read(tmp_path: Path, data: st.DataObject):
+    """But for the checksum itself, where a space is as good as a leading zero."""
     files = {f"c/{i}.jpg": bytes([i]) * 600 for i in range(4)}
     content = bytearray(tar_bytes(files.items()))
     place = data.draw(st.sampled_from([0, 1536, 3072, 4608])) + data.draw(st.integers(0, 511))
     content[place] ^= 1 << data.draw(st.integers(0, 7))
+    if 148 <= place % 1536 < 156:
+        with contextlib.suppress(DataError):
+            assert listed(bytes(content), tmp_path) == files
+        return
     with pytest.raises(DataError, match=r"some\.tar: at byte "):
         listed(bytes(content), tmp_path)
 
