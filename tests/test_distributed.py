@@ -58,10 +58,10 @@ def test_torchrun_srun_and_local_workers_train_the_same(tmp_path: Path, slurm: C
     torchrun += ["--nproc-per-node=2", "-m", "graftwerk", *words]
     subprocess.run([*torchrun, f"log.folder={tmp_path / 'torchrun'}"], env=env, check=True)
 
-    env |= {"MASTER_ADDR": "127.0.0.1"}
     srun = ["srun", "--nodelist=n1", "--ntasks=2"]
-    slurm.run(*srun, *command(*words, f"log.folder={tmp_path / 'srun'}"), env=env)
     shown = slurm.run(*srun, sys.executable, "-c", RANKS, env=env)
+    env |= {"MASTER_ADDR": "127.0.0.1"}  # what n1 would resolve to
+    slurm.run(*srun, *command(*words, f"log.folder={tmp_path / 'srun'}"), env=env)
     assert sorted(map(json.loads, shown.stdout.splitlines())) == [
         [[0, 2, 0, 2], "n1"],
         [[1, 2, 1, 2], "n1"],
