@@ -16,9 +16,9 @@ from graftwerk.rehearse.cluster import PROGRAMS, Cluster
 from graftwerk.rehearse.machines import PROGRAMS as NETWORK
 from running import PYTHON, TINY, command, differences, newest_state
 
-STEPS = 60
-KEYS = [f"steps={STEPS}", "save=3 steps", "evaluate.every=1000", "batch.micro=32"]
-PATIENCE = 300
+STEPS = 150
+KEYS = [f"steps={STEPS}", "save=3 steps", "evaluate.every=1000", "batch.micro=4"]
+PATIENCE = 400
 
 
 def until(happened: Callable[[], bool], tell: Callable[[], str]) -> None:

@@ -26,7 +26,7 @@ SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=5
+AuthInfo=socket={folder}/munge.socket,cred_expire=12
 MpiDefault=none
 MessageTimeout=60
 ProctrackType=proctrack/linuxproc
