@@ -22,7 +22,7 @@ LAYERS = """
     grid incubation
     pipeline train
     observe export
-    runfolder pictures recalibrate
+    runfolder pictures recalibrate saving
     evaluate handover
     parts
     run

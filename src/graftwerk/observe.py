@@ -26,7 +26,8 @@ from graftwerk.models.factory import count_parameters
 from graftwerk.parts import Parts
 from graftwerk.pictures import Pictures
 from graftwerk.recalibrate import recalibrated
-from graftwerk.run import batch_in_words, parse_interval
+from graftwerk.run import batch_in_words
+from graftwerk.saving import SaveInterval
 from graftwerk.seeding import random_state, restore_random_state
 from graftwerk.signals import Agreement, StoppedError
 
@@ -50,6 +51,7 @@ class Observer:
         self._generation = parts.world.generation
         self._skipped: set[str] = set()
         self._evaluate_every = max(1, round(run.evaluate.every * plan.steps_per_epoch))
+        self._due = SaveInterval(run.save.every, plan.steps_per_epoch)
         self._exit = contextlib.ExitStack()
 
     # ------------------------------------------------------------ life of a run
@@ -96,7 +98,8 @@ class Observer:
         for line in parts.load_report if start == 0 else []:
             self._event("pretrained", note=line)
         self._recorded = start
-        self._record_clock = self._save_clock = time.monotonic()
+        self._record_clock = time.monotonic()
+        self._due.restart()
         return start
 
     def _enter(self) -> int:
@@ -106,7 +109,8 @@ class Observer:
         parts.load_state_dict(state["parts"])
         self.load_state_dict(state["observer"])
         self._recorded = state["step"]
-        self._record_clock = self._save_clock = time.monotonic()
+        self._record_clock = time.monotonic()
+        self._due.restart()
         self._regrouped(state["step"])
         return state["step"]
 
@@ -187,8 +191,9 @@ class Observer:
         better = False
         if done % self._evaluate_every == 0 or done == step.total:
             better = self._evaluate(done, rates[0])
-        signal, clock_says_save = self.agreement.at_boundary(save=self._minutes_passed())
-        if clock_says_save or self._save_is_due(done) or better or signal or done == step.total:
+        main_says_save = parts.world.main and self._due.by_clock()
+        signal, save = self.agreement.at_boundary(save=main_says_save)
+        if save or self._due.at_step(done) or better or signal or done == step.total:
             self.save(done, better=better)
         if signal and done < step.total:
             self._event("stopped", signal=signal, step=done)
@@ -302,18 +307,6 @@ class Observer:
 
     # ------------------------------------------------------------ checkpoints
 
-    def _save_is_due(self, done: int) -> bool:
-        number, unit = parse_interval(self.parts.run.save.every)
-        if unit == "epoch":
-            number = max(1, round(number * self.parts.plan.steps_per_epoch))
-        return unit != "minute" and done % int(number) == 0
-
-    def _minutes_passed(self) -> bool:
-        """Rank 0's clock decides; the others learn it from the agreement."""
-        number, unit = parse_interval(self.parts.run.save.every)
-        passed = time.monotonic() - self._save_clock
-        return unit == "minute" and self.parts.world.main and passed >= number * 60
-
     def save(self, done: int, *, better: bool) -> None:
         parts, began = self.parts, time.monotonic()
         own = {"random": random_state(), "meter": self.meter.state_dict()}
@@ -337,8 +330,8 @@ class Observer:
         path = self.checkpoints.save(
             done, state if writes else None, facts=facts, best=self.scores if better else None
         )
-        self._save_clock = time.monotonic()
-        self._record_clock += self._save_clock - began
+        self._due.restart()
+        self._record_clock += time.monotonic() - began
         self._event("saved", path=str(path), best=better)
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from conftest import require_program
 from graftwerk.launch.local import run_workers
 from graftwerk.rehearse import accidents
@@ -28,14 +30,17 @@ def until(happened: Callable[[], bool], tell: Callable[[], str]) -> None:
         time.sleep(0.1)
 
 
-def test_a_run_survives_its_cluster(tmp_path: Path) -> None:
+def test_a_run_survives_its_cluster(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Two time limits, a preemption, a lost node."""
     require_program(*PROGRAMS)
     machines = os.geteuid() == 0
     if machines:
         require_program(*NETWORK)
     here, there = tmp_path / "here", tmp_path / "there"
-    with Cluster.start(tmp_path / "cluster", nodes=2, machines=machines, grace=60) as cluster:
+    short = tmp_path_factory.mktemp("c")
+    with Cluster.start(short, nodes=2, machines=machines, grace=60) as cluster:
         slurm = ["--on=slurm", "launch.slurm.nodes=2", "launch.slurm.time=60"]
         words = command("run", TINY, *KEYS, *slurm, f"log.folder={there}")
         cluster.run(*words, env=PYTHON | {"OMP_NUM_THREADS": "1"}, cwd=tmp_path)

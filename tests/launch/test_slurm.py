@@ -83,10 +83,17 @@ def submitted(found: Run | Pipeline, recipe: str = "mine") -> None:
 
 
 def until(happened: Callable[[], bool]) -> None:
-    """Wait for it; a requeued job doesn't wait for its old credential here."""
+    """Wait for it; a requeued job hardly waits for its old credential here.
+
+    Within the second of its end a node refuses the job, as "already killed".
+    """
+    seen: dict[str, float] = {}
     while not happened():
-        for job, one in slurm.queue().items():
-            if not one.running and one.where == "BeginTime":
+        now = time.monotonic()
+        waiting = [job for job, one in slurm.queue().items() if one.where == "BeginTime"]
+        seen = {job: seen.get(job, now) for job in waiting}
+        for job in waiting:
+            if now - seen[job] > 2:
                 command = ["scontrol", "update", f"JobId={job}", "StartTime=now"]
                 subprocess.run(command, check=False, capture_output=True)
         time.sleep(0.3)

@@ -53,5 +53,5 @@ def test_what_is_missing_is_said(
     assert "need root" in refused(capsys, "start", *folder, "--machines")
     assert "needs root" in refused(capsys, "start", *folder, "--disk-mb=1")
     long = tmp_path / ("x" * 100)
-    assert "too long for a socket" in refused(capsys, "start", "--folder", str(long))
+    assert "too long for Slurm's sockets" in refused(capsys, "start", "--folder", str(long))
     assert not (tmp_path / "here").exists()

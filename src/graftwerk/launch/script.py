@@ -164,6 +164,18 @@ if [ "${{#runs[@]}}" = 0 ]; then
     exit {USER_ERROR}
 fi
 
+# Wait for process $1, through the signals that interrupt `wait`, and return its code.
+ended() {{
+    local code
+    wait "$1"
+    code=$?
+    while kill -0 "$1" 2>/dev/null; do
+        wait "$1"
+        code=$?
+    done
+    return "$code"
+}}
+
 # One attempt at the run in $1. What is counted stands in its attempts.jsonl.
 attempt() {{
     local run=$1 log=$1/attempts.jsonl code child from number same
@@ -188,12 +200,8 @@ attempt() {{
     export GRAFTWERK_CODE=$run/.code-$job-$number
     {line} &
     child=$!
-    wait "$child"
+    ended "$child"
     code=$?
-    while kill -0 "$child" 2>/dev/null; do
-        wait "$child"
-        code=$?
-    done
     if [ -s "$GRAFTWERK_CODE" ]; then code=$(cat "$GRAFTWERK_CODE"); fi
     rm -f "$GRAFTWERK_CODE"
     printf '{{"attempt": %d, "ended": %d, "code": %d}}\\n' \\
@@ -209,12 +217,8 @@ for run in "${{runs[@]}}"; do
 done
 again= failure=0
 for child in "${{children[@]}}"; do
-    wait "$child"
+    ended "$child"
     code=$?
-    while kill -0 "$child" 2>/dev/null; do
-        wait "$child"
-        code=$?
-    done
     case $code in
         0) ;;
         {again}) again=yes ;;

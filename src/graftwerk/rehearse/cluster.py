@@ -29,6 +29,8 @@ from graftwerk.rehearse.processes import (
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sinfo")
 LONGEST_SOCKET = 107
 """Bytes in the path of a socket."""
+LAST_STEP = f"{67_000_000}.{2**32 - 1}"
+"""The longest number of a job and its step: slurmd's sockets end in it."""
 CONTROLLER_PORT, NODE_PORT = 6817, 6818
 
 
@@ -149,8 +151,12 @@ class Cluster:
             raise RehearsalError("a small disk has to be mounted, which needs root")
         if self.daemons.alive():
             raise RehearsalError(f"{self.folder}: a rehearsal runs here; graftwerk rehearse stop")
-        if len(os.fsencode(self.folder / "munge.socket")) > LONGEST_SOCKET:
-            raise RehearsalError(f"{self.folder}: this path is too long for a socket in it")
+        step = self.folder / "spool" / self.nodes[-1] / f"{self.nodes[-1]}_{LAST_STEP}"
+        if (excess := len(os.fsencode(step)) - LONGEST_SOCKET) > 0:
+            raise RehearsalError(
+                f"{self.folder}: this path is too long for Slurm's sockets in it, by {excess} "
+                "characters; choose a shorter --folder"
+            )
 
     def _start(self) -> None:
         self._write_files()
