@@ -4,8 +4,7 @@
 
 Costs about two minutes of two CPU cores: a meta network of four blocks, four modules of two blocks
 inside it, two at a time, their assembly, and its fine-tuning. With seed 0 the meta network reaches
-70 %, the modules inside it 75 to 77 %, the assembled network 34 %, and 88.9 % after fine-tuning; so
-short a training of a ViT is an example of the graph, not of good accuracy.
+91.9 %, the modules inside it 91 to 93 %, the assembled network 64 %, and 97.5 % after fine-tuning.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ def incubate_digits() -> Incubation:
     """Modular training of a small ViT on handwritten digits: the whole graph in two minutes."""
     whole = Run(
         name="incubate_digits",
-        epochs=10,
+        epochs=15,
         objective=Supervised(smoothing=0.1),
         model=Model(
             name="vit_tiny_patch16_224",
@@ -40,7 +39,7 @@ def incubate_digits() -> Incubation:
         save=Save(every="5 epochs"),
     )
     phases = Phases(
-        meta={"epochs": 15},
+        meta={"epochs": 25},
         module={},
         finetune={"optim.lr": 1e-3, "optim.clip": 1.0, "schedule.warmup_epochs": 0},
     )
