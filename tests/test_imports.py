@@ -25,6 +25,7 @@ LAYERS = """
     runfolder pictures recalibrate saving
     evaluate handover
     parts
+    runfile
     run
     objectives sync sparsity data optim log
     models

@@ -1,7 +1,8 @@
-"""The keys of a config tree whose values are paths, wherever they are."""
+"""The keys of a config tree whose values are paths; and where files of code are in a job."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,6 +10,8 @@ from typing import Any, TypeVar
 from graftwerk.config import Node
 
 NodeT = TypeVar("NodeT", bound=Node)
+SNAPSHOT = "GRAFTWERK_SNAPSHOT"
+"""The environment variable that names the copy of the working directory which a job runs."""
 
 
 def paths(node: Node) -> Iterator[tuple[str, Path]]:
@@ -56,3 +59,20 @@ def _changed(value: Any, change: Callable[[Path], Path]) -> Any:
             return {name: _changed(item, change) for name, item in value.items()}
         case _:
             return value
+
+
+def frozen(path: Path) -> Path:
+    """A file of code as it was when the job was submitted; itself where no snapshot has it."""
+    snapshot, absolute = os.environ.get(SNAPSHOT), path.absolute()
+    if snapshot is None or not absolute.is_relative_to(Path.cwd()):
+        return path
+    copy = Path(snapshot) / absolute.relative_to(Path.cwd())
+    return copy if copy.exists() else path
+
+
+def thawed(path: Path) -> Path:
+    """The file of which `path` is a snapshot's copy; itself where it is none."""
+    snapshot = os.environ.get(SNAPSHOT)
+    if snapshot is None or not path.is_relative_to(snapshot):
+        return path
+    return Path.cwd() / path.relative_to(snapshot)

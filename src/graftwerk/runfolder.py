@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graftwerk import config
+from graftwerk import runfile
 from graftwerk.axes import World
 from graftwerk.checkpoint import Checkpoints, Entry, atomic
 from graftwerk.errors import CheckpointError, ConfigError, StorageError
@@ -22,8 +22,9 @@ def prepare(run: Run) -> Path | None:
     moved = _set_aside(run.folder) if run.resume == "never" else None
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
-        with atomic(run.folder / "run.json") as file:
-            file.write(json.dumps(config.dump(run), indent=2).encode())
+        for name, text in runfile.contents(run).items():
+            with atomic(run.folder / name) as file:
+                file.write(text.encode())
     except OSError as error:
         raise StorageError(f"{run.folder}: {error.strerror}; log.folder=… names another") from None
     return moved
@@ -62,11 +63,7 @@ class RunFolder:
         facts = path / "facts.json"
         if not facts.exists():
             raise ConfigError([f"{path}: this run has not started training yet"])
-        return cls(
-            path,
-            config.load(Run, config.read(path / "run.json")),
-            json.loads(facts.read_text()),
-        )
+        return cls(path, runfile.read(path), json.loads(facts.read_text()))
 
     def checkpoint(self, which: str) -> tuple[Entry, dict[str, Any]]:
         """The `best` or `last` checkpoint and its state; it has been verified."""

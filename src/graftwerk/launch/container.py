@@ -25,7 +25,7 @@ PASSED_ON = (
         "GLOO_*",
         "CUDA_*",
         "OMP_*",
-        "PYTHONPATH",
+        "PYTHON*",
         "WANDB_*",
         "TRACKIO_*",
     ),

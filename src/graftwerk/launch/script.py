@@ -13,6 +13,7 @@ from pathlib import Path
 
 from graftwerk.errors import AGAIN, APART, STUCK, USER_ERROR
 from graftwerk.launch.config import Launch, Slurm, seconds_of
+from graftwerk.paths import SNAPSHOT
 from graftwerk.run import Run
 
 IDLE = 3
@@ -136,6 +137,7 @@ def render(job: Job, python: str, wrap: Sequence[str] = ()) -> str:
         idle=IDLE,
         line=" \\\n        ".join(pieces),
         again=f"{AGAIN} | {APART} | 137 | 143",
+        SNAPSHOT=SNAPSHOT,
         AGAIN=AGAIN,
         STUCK=STUCK,
         USER_ERROR=USER_ERROR,
@@ -149,6 +151,7 @@ TEMPLATE = """\
 cd {workdir} || exit {USER_ERROR}
 {preparation}
 export PYTHONPATH={code}:{code}/tree${{PYTHONPATH:+:$PYTHONPATH}}
+export PYTHONSAFEPATH=1 {SNAPSHOT}={code}/tree  # what was submitted, not what is here now
 export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIG{signal}  # torchrun passes them on
 export PET_SHUTDOWN_TIMEOUT={grace} TORCH_ELASTIC_SHUTDOWN_TIMEOUT={grace}
 limit={limit}  # seconds until this job ends a run by itself

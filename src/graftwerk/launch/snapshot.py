@@ -2,7 +2,8 @@
 
 A snapshot is a folder for PYTHONPATH: the installed package `graftwerk`, and in `tree/` what git
 knows or would know of the working directory: tracked files with their uncommitted changes, and
-untracked ones that are not ignored. Without git, the Python files that are there.
+untracked ones that are not ignored. Without git, the Python files that are there. And always those
+beside the files that define kinds of the runs, as far as they lie below it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import graftwerk
@@ -23,14 +24,15 @@ LARGEST = 100 * 2**20
 PACKAGE = Path(graftwerk.__file__).parent
 
 
-def snapshot(workdir: Path, parent: Path, without: Path) -> Path:
+def snapshot(workdir: Path, parent: Path, without: Path, kinds: Iterable[Path] = ()) -> Path:
     """Copy the code below `parent`, into a folder named by its contents; made once.
 
-    `without` is the folder of results. Files of more than 2 MiB are no code and left out.
+    `without` is the folder of results, `kinds` are files that define kinds. Files of more than
+    2 MiB are no code and left out.
 
     Raises ConfigError where the code is larger than any code is.
     """
-    files = dict(_files(workdir, without.resolve()))
+    files = dict(_files(workdir, without.resolve(), kinds))
     size = sum(source.stat().st_size for source in files.values())
     if size > LARGEST:
         raise ConfigError(
@@ -51,12 +53,15 @@ def snapshot(workdir: Path, parent: Path, without: Path) -> Path:
     return folder
 
 
-def _files(workdir: Path, without: Path) -> Iterator[tuple[Path, Path]]:
+def _files(workdir: Path, without: Path, kinds: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
     """(path in the snapshot, file)."""
     for path in sorted(PACKAGE.rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts:
             yield Path("graftwerk") / path.relative_to(PACKAGE), path
-    for name in _known_to_git(workdir) or [path.name for path in sorted(workdir.glob("*.py"))]:
+    names = _known_to_git(workdir) or [path.name for path in sorted(workdir.glob("*.py"))]
+    for folder in sorted({file.parent for file in kinds if file.is_relative_to(workdir)}):
+        names += [str(path.relative_to(workdir)) for path in sorted(folder.glob("*.py"))]
+    for name in dict.fromkeys(names):
         path = workdir / name
         if without in path.resolve().parents or path.is_symlink() or not path.is_file():
             continue

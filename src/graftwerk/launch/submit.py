@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from graftwerk import runfile
 from graftwerk.errors import DONE, ConfigError
 from graftwerk.launch import slurm, state
 from graftwerk.launch.config import with_profile
@@ -84,7 +85,9 @@ def _hand_in(sweep: Sweep, runs: Mapping[str, Run], names: Sequence[str], longes
     assert sweep.folder is not None
     if not names:
         return
-    code = snapshot(Path.cwd(), sweep.folder.absolute(), without=sweep.folder.parent.parent)
+    kinds = {file for name in names for file in runfile.kinds(runs[name]).values()}
+    results = sweep.folder.parent.parent
+    code = snapshot(Path.cwd(), sweep.folder.absolute(), without=results, kinds=kinds)
     jobs: dict[str, str] = {
         name: state.handed_to(member.folder) for name, member in sweep.members.items()
     }

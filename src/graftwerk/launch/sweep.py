@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graftwerk import config
+from graftwerk import config, runfile
 from graftwerk.errors import ConfigError, GraftwerkError, StorageError
 from graftwerk.launch import state
 from graftwerk.launch.state import Queue, Status
@@ -45,6 +45,8 @@ class Sweep:
     folder: Path | None
     """None: all runs below a folder, which nobody submitted together."""
     members: Mapping[str, Member]
+    workdir: Path = Path()
+    """Where the command was given that planned it: relative paths of its runs begin there."""
 
     @classmethod
     def plan(cls, pipeline: Pipeline, recipe: str) -> Sweep:
@@ -79,8 +81,8 @@ class Sweep:
             replace(self.folder / "sweep.json", json.dumps(contents, indent=1).encode())
             for name, member in self.members.items():
                 member.folder.mkdir(parents=True, exist_ok=True)
-                tree = json.dumps(config.dump(runs[name]), indent=2)
-                state.put(member.folder / "run.json", tree)
+                for file, text in runfile.contents(runs[name]).items():
+                    state.put(member.folder / file, text)
         except OSError as error:
             raise StorageError(f"{self.folder}: {error.strerror}") from None
 
@@ -88,7 +90,7 @@ class Sweep:
     def open(cls, folder: Path) -> Sweep:
         """A sweep folder, a run folder, or a folder of run folders."""
         if (folder / "sweep.json").exists():
-            return cls(folder, _members(folder / "sweep.json"))
+            return cls(folder, *_members(folder / "sweep.json"))
         found = [folder] if (folder / "run.json").exists() else _run_folders(folder)
         if not found:
             raise ConfigError([f"{folder}: neither a sweep nor a run is here"])
@@ -111,7 +113,8 @@ def _run_folders(folder: Path) -> list[Path]:
         raise ConfigError([f"{folder}: {error.strerror}"]) from None
 
 
-def _members(file: Path) -> dict[str, Member]:
+def _members(file: Path) -> tuple[dict[str, Member], Path]:
+    """By name, and the working directory."""
     contents = config.read(file)
     if contents.get("format") != FORMAT:
         raise ConfigError(
@@ -122,12 +125,13 @@ def _members(file: Path) -> dict[str, Member]:
         )
     workdir = Path(contents.get("workdir", "."))  # folders are as they were typed there
     try:
-        return {
+        members = {
             name: Member(name, workdir / facts["folder"], tuple(facts["needs"]))
             for name, facts in contents["runs"].items()
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError([f"{file}: damaged ({type(error).__name__}: {error})"]) from None
+    return members, workdir
 
 
 @contextmanager

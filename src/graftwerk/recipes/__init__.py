@@ -8,13 +8,13 @@ to expect. A recipe of your own is a function in any Python file:
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from graftwerk import runfile
 from graftwerk.config import load, nearest, read
 from graftwerk.errors import ConfigError
 from graftwerk.pipeline import Pipeline
@@ -60,7 +60,7 @@ def find_pipeline(name: str) -> Pipeline:
     if path.suffix in (".json", ".toml"):
         return Pipeline.of(load(Run, read(path)))
     if (path / "run.json").exists():
-        return Pipeline.of(load(Run, read(path / "run.json")))
+        return Pipeline.of(runfile.read(path))
     file, _, function = name.partition(":")
     if file.endswith(".py"):
         return Pipeline.of(_from_file(Path(file), function))
@@ -75,15 +75,11 @@ def find_pipeline(name: str) -> Pipeline:
 def _from_file(file: Path, function: str) -> Run | Pipeline:
     if not file.exists():
         raise ConfigError([f"{file}: no such file"])
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = runfile.load_module(file)
     found: dict[str, Recipe] = {
         name: item
         for name, item in vars(module).items()
-        if inspect.isfunction(item) and item.__module__ == file.stem and name[0] != "_"
+        if inspect.isfunction(item) and item.__module__ == module.__name__ and name[0] != "_"
     }
     if function in found:
         return found[function]()

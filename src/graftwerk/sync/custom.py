@@ -12,6 +12,7 @@ import numpy as np
 
 from graftwerk.config import nearest
 from graftwerk.errors import ConfigError
+from graftwerk.paths import frozen
 from graftwerk.sync.topology import TOPOLOGIES, Edges, Topology, base_k, hierarchical
 
 KEY = "sync.topology"
@@ -44,7 +45,7 @@ def find_topology(name: str, *, max_peers: int = 1, by_node: bool = False) -> To
 
 
 def _from_file(file: Path, function: str) -> Topology:
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    spec = importlib.util.spec_from_file_location(file.stem, frozen(file))
     if spec is None or spec.loader is None or not file.exists():
         raise ConfigError([f"{KEY}: no such file {file}"])
     module = importlib.util.module_from_spec(spec)
