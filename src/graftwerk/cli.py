@@ -194,34 +194,13 @@ def run(options: argparse.Namespace, words: list[str], arguments: list[str]) -> 
         from graftwerk.launch.submit import submit
 
         return submit(pipeline, options.recipe, words, dry_run=options.dry_run)
-    runs = pipeline.resolved()
-    wanted = list(runs.values())
     if options.dry_run:
-        print("\n".join([*pipeline.drawing(), *(str(one.folder) for one in wanted)]))
+        runs = pipeline.resolved().values()
+        print("\n".join([*pipeline.drawing(), *(str(one.folder) for one in runs)]))
         return DONE
-    from graftwerk.launch.local import is_worker, run_workers
+    from graftwerk.launch.here import run_here
 
-    processes = 1 if is_worker() else max(one.processes for one in wanted)
-    if len(wanted) > 1 and max(options.jobs, processes) > 1:
-        from graftwerk.launch.pool import run_pool
-        from graftwerk.launch.sweep import Sweep
-
-        sweep = Sweep.plan(pipeline, options.recipe)
-        sweep.write(runs, recipe=options.recipe, words=words, workdir=str(Path.cwd()))
-        return run_pool(sweep, runs, options.jobs)
-    if processes > 1:
-        elastic = wanted[0].sync.elastic
-        if elastic is None:
-            return run_workers(processes, arguments)
-        from graftwerk.launch.supervise import supervise
-
-        command = [sys.executable, "-m", "graftwerk", *arguments]
-        return supervise(processes, command, restarts=elastic.restarts)
-    from graftwerk.start import start
-
-    for one in wanted:
-        start(one)
-    return DONE
+    return run_here(pipeline, options.recipe, words, arguments, options.jobs)
 
 
 def show(options: argparse.Namespace, words: list[str], arguments: list[str]) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from graftwerk import config, handover, runfolder
@@ -15,14 +17,17 @@ from graftwerk.parts import build_net, build_objective, open_data, plan
 from graftwerk.run import Run, batch_in_words
 
 
-def start(run: Run) -> dict[str, float]:
-    """Train `run` in its folder, or go on there; a finished run is left as it is."""
+def start(run: Run, began: Callable[[Path], None] | None = None) -> dict[str, float]:
+    """Train `run` in its folder, or go on there; a finished run is left as it is.
+
+    Rank 0 calls `began` with the folder once that is made.
+    """
     from graftwerk.train import train
 
     run.data.staged()  # may take minutes, which a process group would not wait for
     elastic = run.sync.elastic
     with join(run.device, timeout=elastic.timeout if elastic else None) as world:
-        done = None if world.newcomer else _prepare(run, world)
+        done = None if world.newcomer else _prepare(run, world, began)
         if done is None:
             return train(run, world)
     if world.main:
@@ -31,15 +36,20 @@ def start(run: Run) -> dict[str, float]:
     return done
 
 
-def _prepare(run: Run, world: World) -> dict[str, float] | None:
+def _prepare(
+    run: Run, world: World, began: Callable[[Path], None] | None
+) -> dict[str, float] | None:
     """Rank 0 makes the folder; the scores if there is nothing left to train."""
 
     def prepare() -> dict[str, float] | None:
         moved = runfolder.prepare(run)
         if moved is not None:
             print(f"the earlier run is kept as {moved}")
+        done = runfolder.finished(run)
+        if done is None and began is not None:
+            began(run.folder)
         handover.check(run)
-        return runfolder.finished(run)
+        return done
 
     return on_main(world, prepare)
 

@@ -81,24 +81,28 @@ def spoil(project: Path) -> None:
 
 
 def test_jobs_know_the_kinds_of_their_submission(project: Path, slurm: Cluster) -> None:
-    words = ["recipes/mine.py:one", "--on=slurm", "launch.slurm.extra.hold=true"]
+    """Two runs of two processes each, side by side in a job."""
+    words = ["recipes/mine.py:two", "--on=slurm", "processes=2", "launch.pack=2"]
+    words += ["launch.slurm.extra.hold=true"]
     slurm.run(*command("run", *words), env={"OMP_NUM_THREADS": "1"}, cwd=project)
-    (run,) = project.glob("runs/one-*")
+    runs = [*project.glob("runs/one-*")]
     kinds = {"mine": str(project / "recipes" / "mine.py")}
-    assert json.loads((run / runfile.KINDS).read_text()) == kinds
-    before = (run / "run.json").read_text()
+    assert [json.loads((run / runfile.KINDS).read_text()) for run in runs] == [kinds, kinds]
     spoil(project)
-    job = json.loads((run / "job.json").read_text())["job"]
+    job = json.loads((runs[0] / "job.json").read_text())["job"]
     slurm.run("scontrol", "release", job)
-    deadline = time.monotonic() + 200
-    log = run / "attempts.jsonl"
-    while not log.exists() or "ended" not in log.read_text():
-        assert time.monotonic() < deadline
+    deadline = time.monotonic() + 400
+    while not all("ended" in told(run / "attempts.jsonl") for run in runs):
+        assert time.monotonic() < deadline, [told(run / "attempts.jsonl") for run in runs]
         time.sleep(0.2)
     said = [path.read_text() for path in project.glob("runs/sweeps/*/logs/*.out")]
-    assert json.loads(log.read_text().splitlines()[-1])["code"] == 0, said
-    assert (run / "run.json").read_text() == before
-    assert json.loads((run / runfile.KINDS).read_text()) == kinds
+    codes = [json.loads(told(run / "attempts.jsonl").splitlines()[-1])["code"] for run in runs]
+    assert codes == [0, 0], said
+    assert [json.loads((run / runfile.KINDS).read_text()) for run in runs] == [kinds, kinds]
+
+
+def told(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
 
 
 def test_pools_and_later_commands_know_them_too(project: Path) -> None:

@@ -67,6 +67,24 @@ def test_one_process_needs_no_torchrun_and_a_wrapper_comes_before_it() -> None:
     assert "--overlap" in text
 
 
+def test_runs_that_share_a_job_meet_at_ports_of_their_own() -> None:
+    text = script(Launch(pack=4), processes=2, count=4)
+    head = text[text.index("port=") : text.index("  # of the first run")]
+    loop = text[text.index("children=()") : text.index("again= failure")]
+    tell = 'runs=(a b c)\nattempt() { echo "$1 $2"; }\n'
+    env = {"SLURM_JOB_ID": "66999999"}
+    said = subprocess.run(
+        ["bash"],
+        input=f"{tell}{head}\n{loop}\nwait",
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    port = 10000 + 4 * 66999999 % 20000
+    assert sorted(said.splitlines()) == [f"a {port}", f"b {port + 1}", f"c {port + 2}"]
+
+
 @pytest.mark.parametrize(
     ("limit", "seconds"),
     [("30", 1800), ("1:30", 90), ("2:00:00", 7200), ("1-0", 86400), ("1-2:30", 95400)],

@@ -15,6 +15,7 @@ from types import FrameType
 
 from graftwerk.errors import AGAIN, DONE
 from graftwerk.launch import state
+from graftwerk.launch.attend import ATTENDED
 from graftwerk.launch.state import ACTIVE, FINISHED
 from graftwerk.launch.sweep import Member, Sweep
 from graftwerk.run import Run
@@ -78,19 +79,16 @@ def _start(member: Member, run: Run, jobs: int) -> subprocess.Popen[bytes]:
     """`run` in a process of its own; of several at a time, none writes to the terminal."""
     command = [sys.executable, "-m", "graftwerk", "run", str(member.folder)]
     threads = max(1, (os.cpu_count() or 1) // (jobs * run.processes))
-    environment = dict(os.environ)
+    environment = os.environ | {ATTENDED: "1"}
     if jobs > 1:
         environment.setdefault("OMP_NUM_THREADS", str(threads))
         command += ["log.console=quiet"]
     process = subprocess.Popen(command, env=environment)
-    state.hand_to(member.folder, pid=process.pid)
-    number = state.attempts_of(member.folder) + 1
-    state.note(member.folder, attempt=number, began=round(time.time()), pid=process.pid)
+    state.begin(member.folder, process.pid)
     return process
 
 
 def _ended(member: Member, process: subprocess.Popen[bytes]) -> int:
     code = process.returncode if process.returncode >= 0 else 128 - process.returncode
-    number = state.attempts_of(member.folder)
-    state.note(member.folder, attempt=number, ended=round(time.time()), code=code)
+    state.end(member.folder, code)
     return code

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graftwerk.errors import AGAIN, APART, STUCK, USER_ERROR
+from graftwerk.launch.attend import ATTENDED
 from graftwerk.launch.config import Launch, Slurm, seconds_of
 from graftwerk.paths import SNAPSHOT
 from graftwerk.run import Run
@@ -138,6 +139,7 @@ def render(job: Job, python: str, wrap: Sequence[str] = ()) -> str:
         line=" \\\n        ".join(pieces),
         again=f"{AGAIN} | {APART} | 137 | 143",
         SNAPSHOT=SNAPSHOT,
+        ATTENDED=ATTENDED,
         AGAIN=AGAIN,
         STUCK=STUCK,
         USER_ERROR=USER_ERROR,
@@ -153,14 +155,14 @@ cd {workdir} || exit {USER_ERROR}
 export PYTHONPATH={code}:{code}/tree${{PYTHONPATH:+:$PYTHONPATH}}
 export PYTHONSAFEPATH=1 {SNAPSHOT}={code}/tree  # what was submitted, not what is here now
 export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIG{signal}  # torchrun passes them on
-export PET_SHUTDOWN_TIMEOUT={grace} TORCH_ELASTIC_SHUTDOWN_TIMEOUT={grace}
+export {ATTENDED}=1 PET_SHUTDOWN_TIMEOUT={grace} TORCH_ELASTIC_SHUTDOWN_TIMEOUT={grace}
 limit={limit}  # seconds until this job ends a run by itself
 
 element=${{SLURM_ARRAY_TASK_ID:-0}}
 job=${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}_$element
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 head=$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')
-port=$((10000 + SLURM_JOB_ID % 20000))
+port=$((10000 + SLURM_JOB_ID * {pack} % 20000))  # of the first run; the others' follow
 mapfile -t runs < <(tail -n "+$((element * {pack} + 1))" {runs} | head -n {pack})
 if [ "${{#runs[@]}}" = 0 ]; then
     echo "element $element is beyond the list "{runs} >&2
@@ -179,9 +181,10 @@ ended() {{
     return "$code"
 }}
 
-# One attempt at the run in $1. What is counted stands in its attempts.jsonl.
+# One attempt at the run in $1, whose processes meet at port $2. What is counted stands in its
+# attempts.jsonl.
 attempt() {{
-    local run=$1 log=$1/attempts.jsonl code child from number same
+    local run=$1 port=$2 log=$1/attempts.jsonl code child from number same
     trap : TERM USR1 {signal}  # the step saves; this shell must see how it ended
     from=$(ls "$run/checkpoints" 2>/dev/null | grep '^step-' | tail -n 1)
     number=$(($(grep -c '"began"' "$log" 2>/dev/null) + 1))
@@ -215,7 +218,7 @@ attempt() {{
 trap : TERM USR1 {signal}
 children=()
 for run in "${{runs[@]}}"; do
-    attempt "$run" &
+    attempt "$run" "$((port + ${{#children[@]}}))" &
     children+=($!)
 done
 again= failure=0

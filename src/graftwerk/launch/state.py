@@ -138,6 +138,25 @@ def note(folder: Path, **line: Any) -> None:
         file.write(json.dumps(line) + "\n")
 
 
+def begin(folder: Path, pid: int) -> None:
+    """A process of this machine begins an attempt."""
+    hand_to(folder, pid=pid)
+    note(folder, attempt=attempts_of(folder) + 1, began=round(time.time()), pid=pid)
+
+
+def end(folder: Path, code: int) -> None:
+    """The attempt that began last has ended."""
+    note(folder, attempt=attempts_of(folder), ended=round(time.time()), code=code)
+
+
+def is_open(folder: Path) -> bool:
+    """Whether an attempt began whose end nobody has written down."""
+    lines = [
+        line for line in _lines(folder / "attempts.jsonl") if "began" in line or "code" in line
+    ]
+    return bool(lines) and "began" in lines[-1]
+
+
 def attempts_of(folder: Path) -> int:
     return sum("began" in line for line in _lines(folder / "attempts.jsonl"))
 
