@@ -149,6 +149,25 @@ def test_digest_changes_with_the_tree_and_only_with_what_counts() -> None:
     assert config.digest(Tree(), without=without) == config.digest(other, without=without)
 
 
+def test_changes_are_what_differs_from_the_defaults() -> None:
+    assert config.changes(Tree()) == {}
+    assert config.changes(Tree(lr=0.2, folder=Path("x"))) == {"lr": 0.2, "folder": "x"}
+    assert config.changes(Tree(sync=AllReduce(payload=8))) == {
+        "sync": {"kind": "allreduce", "payload": 8}
+    }
+    assert config.changes(Tree(sync=Gossip())) == {"sync": {"kind": "gossip"}}
+    assert config.changes(Tree(sync=AllReduce(payload=8)), without=["sync.payload"]) == {}
+
+
+def test_a_digest_outlives_new_keys() -> None:
+    class Larger(Tree):
+        momentum: float = 0.9
+
+    for lr in (0.1, 0.2):
+        assert config.digest(Larger(lr=lr)) == config.digest(Tree(lr=lr))
+    assert config.digest(Larger(momentum=0.8)) != config.digest(Tree())
+
+
 def test_nodes_are_frozen() -> None:
     with pytest.raises(ValidationError):
         Tree().lr = 1.0  # pyright: ignore[reportAttributeAccessIssue]

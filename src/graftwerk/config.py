@@ -141,15 +141,26 @@ def read(path: Path) -> Plain:
 
 
 def digest(node: Node, *, without: Iterable[str] = ()) -> str:
-    """Eight hex digits of the SHA-256 of the tree, the dotted keys in `without` left out."""
-    tree = dump(node)
-    for key in without:
-        *path, name = key.split(".")
-        branch = tree
-        for part in path:
-            branch = branch[part]
-        branch.pop(name, None)
+    """Eight hex digits of the SHA-256 of `changes`: a key that is new leaves it as it was."""
+    tree = changes(node, without=without)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def changes(node: Node, *, without: Iterable[str] = (), prefix: str = "") -> Plain:
+    """What differs from the defaults of `node`'s classes; dotted keys in `without` don't count."""
+
+    def plain(key: str, value: Any) -> Any:
+        if isinstance(value, Node):
+            return changes(value, without=without, prefix=f"{key}.")
+        return _dump_value(value, explicit=False)
+
+    tree: Plain = {"kind": node.kind} if isinstance(node, Choice) else {}
+    for name, field in type(node).model_fields.items():
+        key = prefix + name
+        value = plain(key, getattr(node, name))
+        if key not in without and value != plain(key, field.get_default(call_default_factory=True)):
+            tree[name] = value
+    return tree
 
 
 # ---------------------------------------------------------------- overrides
