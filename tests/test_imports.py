@@ -16,20 +16,21 @@ ROOT = Path(graftwerk.__file__).parent
 LAYERS = """
     __main__
     cli
+    verify doctor
     launch rehearse
     start score reconstruct inference report
     recipes
     grid incubation
     pipeline train
     observe export
-    runfolder pictures recalibrate saving
+    runfolder pictures recalibrate regroup saving
     evaluate handover
     parts
     runfile
     run
     objectives sync sparsity data optim log
     models
-    checkpoint meter precision seeding signals
+    checkpoint meter precision samples seeding signals
     distributed
     elastic
     axes paths

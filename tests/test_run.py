@@ -20,12 +20,14 @@ def test_every_recipe_reloads_equal(name: str) -> None:
         assert config.load(Run, config.dump(run)) == run
 
 
-@pytest.mark.parametrize("key", ["log.every=7", "save=3min", "processes=2", "data.workers=3"])
+@pytest.mark.parametrize(
+    "key", ["log.every=7", "save=3min", "processes=2", "data.workers=3", "batch.micro=3"]
+)
 def test_folder_does_not_depend_on_how_a_run_is_executed(key: str) -> None:
     assert override(Run, Run(), parse_overrides([key])).folder == Run().folder
 
 
-@pytest.mark.parametrize("key", ["seed=1", "optim.lr=1", "data=folder", "batch.micro=3"])
+@pytest.mark.parametrize("key", ["seed=1", "optim.lr=1", "data=folder", "batch.size=3"])
 def test_folder_depends_on_what_is_learned(key: str) -> None:
     other = override(Run, Run(), parse_overrides([key, *(["data.path=/x"] * ("data" in key))]))
     assert other.folder != Run().folder

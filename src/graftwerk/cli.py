@@ -49,9 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from graftwerk.data.commands import add_commands as add_data
+    from graftwerk.doctor.options import add_commands as add_doctor
     from graftwerk.launch.options import add_commands as add_launch
     from graftwerk.rehearse.options import add_actions
     from graftwerk.sync.options import add_commands as add_sync
+    from graftwerk.verify.options import add_commands as add_verify
 
     parser = argparse.ArgumentParser(
         "graftwerk",
@@ -100,6 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("recipe")
     add_launch(command)
+    add_verify(command)
+    add_doctor(command)
     command(recipes, "list the recipes", usage="", takes_keys=False)
     sub = command(
         report,

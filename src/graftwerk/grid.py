@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from graftwerk import config
+from graftwerk.errors import ConfigError
 from graftwerk.pipeline import Pipeline
-from graftwerk.run import Run
+from graftwerk.run import HOW_NOT_WHAT, Run
 
 Axes = Mapping[str, Iterable[Any]]
 
@@ -25,6 +26,9 @@ def grid(base: Run, axes: Axes) -> Pipeline:
     A value that is a mapping sets several keys at once, below the axis' own key or (with a key
     that begins with ``+``) below the root: ``{"+": ({"seed": 1, "epochs": 2}, …)}``.
     """
+    uncounted = [f"{key}: is no part of a run folder's name" for key in axes if key in HOW_NOT_WHAT]
+    if uncounted:
+        raise ConfigError([*uncounted, "the runs of a grid over it would share one folder"])
     *others, last = axes
     seeds = tuple(axes[last]) if last == "seed" else ()
     if seeds and all(isinstance(seed, int) and seed >= 0 for seed in seeds):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,6 +36,9 @@ class Meter:
     def state_dict(self) -> dict[str, Any]:
         return {"sums": self._sums.tolist(), "counts": self._counts}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._sums.copy_(torch.tensor(state["sums"], dtype=torch.float64))
-        self._counts = list(state["counts"])
+    def load(self, states: Sequence[dict[str, Any]], world: World) -> None:
+        """This rank's own of the states of all ranks; their mean where they were others."""
+        own = states if len(states) != world.size else states[world.rank : world.rank + 1]
+        sums = torch.tensor([state["sums"] for state in own], dtype=torch.float64)
+        self._sums.copy_(sums.mean(0))
+        self._counts = list(own[0]["counts"])

@@ -26,7 +26,9 @@ from graftwerk.models.factory import count_parameters
 from graftwerk.parts import Parts
 from graftwerk.pictures import Pictures
 from graftwerk.recalibrate import recalibrated
+from graftwerk.regroup import difference, shape
 from graftwerk.run import batch_in_words
+from graftwerk.samples import Samples
 from graftwerk.saving import SaveInterval
 from graftwerk.seeding import random_state, restore_random_state
 from graftwerk.signals import Agreement, StoppedError
@@ -42,6 +44,7 @@ class Observer:
         self.checkpoints = Checkpoints(self.folder / "checkpoints", parts.world, keep=run.save.keep)
         self.agreement = Agreement(parts.world)
         self.meter = Meter(parts.world.device)
+        self.samples = Samples()
         self.pictures = Pictures(parts, self.folder)
         self.scores: dict[str, float] = {}
         self.best: float | None = None
@@ -87,9 +90,11 @@ class Observer:
             self.load_state_dict(state["observer"])
             own = state["ranks"][parts.world.rank % len(state["ranks"])]
             restore_random_state(own["random"])
-            self.meter.load_state_dict(own["meter"])
+            self.meter.load([rank["meter"] for rank in state["ranks"]], parts.world)
             start = manifest["step"]
         self._open_logbook(start)
+        if reason := difference(manifest, parts):
+            self._event("resumed_elastically", reason=reason)
         if parts.world.generation != self._generation:
             parts.regroup()
             self._regrouped(start)
@@ -131,6 +136,7 @@ class Observer:
                 return
             for problem in batch.problems:
                 self._image_skipped(problem)
+            self.samples.draw(batch.indices)
             yield batch
 
     def _open_logbook(self, start: int) -> None:
@@ -186,6 +192,7 @@ class Observer:
             parts.ema.update(parts.objective.net, step.number)
             parts.sparsity.after_average(parts.ema.module)
         self.meter.add(loss)
+        self.samples.count(step.number)
         if done % parts.run.log.every == 0 or done == step.total:
             self._record(step, rates, grad_norm)
         better = False
@@ -309,6 +316,7 @@ class Observer:
 
     def save(self, done: int, *, better: bool) -> None:
         parts, began = self.parts, time.monotonic()
+        self.samples.total(parts.world)
         own = {"random": random_state(), "meter": self.meter.state_dict()}
         ranks = gather(parts.world, own) if parts.sync.replicated else [own]
         writes = parts.world.main or not parts.sync.replicated
@@ -323,7 +331,7 @@ class Observer:
         }
         facts = {
             "config": parts.run.hash,
-            "world_size": parts.world.size,
+            **shape(parts),
             "finished": done == parts.plan.total_steps,
             "scores": self.scores,
         }
@@ -335,11 +343,9 @@ class Observer:
         self._event("saved", path=str(path), best=better)
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "scores": self.scores,
-            "best": self.best,
-            "run_id": self.run_id,
-        }
+        own = {"scores": self.scores, "best": self.best, "run_id": self.run_id}
+        return own | {"samples": self.samples.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.scores, self.best, self.run_id = state["scores"], state["best"], state["run_id"]
+        self.samples.load(state["samples"])

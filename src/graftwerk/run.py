@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 HOW_NOT_WHAT = (
     "resume",
     "processes",
+    "batch.micro",
     "device",
     "log",
     "launch",
@@ -34,7 +35,8 @@ HOW_NOT_WHAT = (
     "data.workers",
     "data.stage",
 )
-"""Keys that don't change what is learned: they don't count in a run folder's name."""
+"""Keys that don't change what is learned, or only how it is rounded and shared by ranks: they don't
+count in a run folder's name, so that the same run may go on with others."""
 
 UNITS = ("step", "epoch", "minute")
 

@@ -29,7 +29,7 @@ def run_workers(count: int, arguments: Sequence[str]) -> int:
     SIGTERM and SIGUSR1/2 are passed on to every worker; a terminal's Ctrl-C reaches them anyway.
     """
     command = [sys.executable, "-m", "graftwerk", *arguments]
-    shared = environment(count, _free_port())
+    shared = environment(count, free_port())
     workers = [
         subprocess.Popen(command, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(count)
@@ -79,7 +79,7 @@ def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> int:
     return failure if failure >= 0 else CRASH
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

@@ -1,0 +1,44 @@
+"""`graftwerk verify-resume` on real trainings: one that resumes exactly, and one that does not."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+from running import TINY, graftwerk
+
+HIDDEN = f"{Path(__file__).parent / 'hidden.py'}:forgetful"
+KEYS = ["data.workers=0", "evaluate.every=1000"]
+
+
+def test_a_run_that_is_killed_twice_ends_with_the_same_bits(tmp_path: Path) -> None:
+    seed = str(random.randrange(2**32))
+    words = ["verify-resume", TINY, "--kills", "2", "--seed", seed, "--json", *KEYS]
+    done = graftwerk(*words, cwd=tmp_path, TMPDIR=str(tmp_path))
+    assert done.returncode == 0, f"seed {seed}: {done.stdout}{done.stderr}"
+    found = json.loads(done.stdout)
+    assert found["equal"]
+    assert found["hits"], f"seed {seed}"
+    rows = {row["what"]: row for row in found["runs"]["tiny"]}
+    wanted = {"losses", "metrics.csv", "weights", "moving average", "optimizer", "sample order"}
+    assert wanted | {"random generators"} <= rows.keys()
+    assert all(row["undisturbed"] == row["disturbed"] for row in rows.values())
+    assert not list(tmp_path.glob("graftwerk-verify-*"))
+
+
+def test_a_state_outside_of_checkpoints_is_found(tmp_path: Path) -> None:
+    words = ["verify-resume", HIDDEN, "--kills", "1", "--folder", "both", *KEYS]
+    done = graftwerk(*words, cwd=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "DIFFERENT" in done.stdout
+    assert "the first difference (undisturbed, and disturbed):\nforgetful, losses: step " in (
+        done.stdout
+    )
+    assert (tmp_path / "both" / "whole").exists()
+
+
+def test_a_run_that_is_not_there_is_named(tmp_path: Path) -> None:
+    done = graftwerk("verify-resume", "spark_digits", "--run", "finetun", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "did you mean 'finetune'?" in done.stderr
