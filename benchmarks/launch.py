@@ -3,25 +3,29 @@
     python benchmarks/launch.py [--runs 550] [--seen 1000] [--requeue]
 
 Submits a grid of 550 runs as held jobs on a Slurm of its own with arrays of at most 250 elements,
-and asks how 1,000 finished, running and failed runs stand; both as users do, by the command. With
---requeue a real run gets the signal of a time limit and is queued again: how many steps are lost?
+asks how 1,000 finished, running and failed runs stand and tabulates them; all as users do, by the
+command. With --requeue a real run gets the signal of a time limit and goes on: what is lost?
 Prints JSON: seconds (wall) and processor seconds of each command, the number of sbatch calls.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from graftwerk.launch import state
+from graftwerk.rehearse import accidents
 from graftwerk.rehearse.cluster import Cluster
 
 RECIPES = """
@@ -33,10 +37,12 @@ def lots():
     return grid(digits(), {{"optim.lr": (0.1, 0.2, 0.3, 0.4, 0.5), "seed": range({seeds})}})
 
 def long():
-    keys = {{"log.every": 1, "data.workers": 0, "save": "100 epochs", "log.tensorboard": False}}
+    keys = {{"log.every": 1, "data.workers": 0, "save": "1000 epochs", "epochs": 1000}}
     return override(type(digits()), digits(), keys)
 """
 ARRAY = 250
+PATIENCE = 600.0
+"""Seconds that a step, a save or another attempt may take on a busy machine."""
 
 
 def graftwerk(*words: str, folder: Path, env: dict[str, str]) -> dict[str, Any]:
@@ -82,30 +88,45 @@ def many_runs(folder: Path, count: int) -> None:
 
 
 def requeue(cluster: Cluster, folder: Path) -> dict[str, Any]:
+    """A real run gets what a time limit sends, saves, and goes on in its next attempt."""
     graftwerk("run", "recipes.py:long", "--on", "slurm", folder=folder, env=cluster.env)
+    (run,) = folder.glob("runs/digits-*")
 
-    def lines() -> list[dict[str, Any]]:
-        logs = list(folder.glob("runs/digits-*/log.jsonl"))
-        text = [line for log in logs for line in log.read_text().splitlines()]
-        return [json.loads(line) for line in text]
+    def lines(**facts: Any) -> list[dict[str, Any]]:
+        file = run / "log.jsonl"
+        texts = file.read_text().splitlines(keepends=True) if file.exists() else []
+        found = [json.loads(text) for text in texts if text.endswith("\n")]
+        return [one for one in found if facts.items() <= one.items()]
 
-    def steps() -> list[int]:
-        return [line["step"] for line in lines() if line["kind"] == "train"]
+    def until(happened: Callable[[], object], what: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not happened():
+            if time.monotonic() > deadline:
+                said = [path.read_text() for path in folder.glob("runs/sweeps/*/logs/*")]
+                raise SystemExit("\n".join([f"waited in vain for {what}", *said]))
+            time.sleep(0.02)
 
-    while max(steps(), default=0) < 5:
-        time.sleep(0.1)
-    job = cluster.run("squeue", "-h", "--states=R", "-o%A").stdout.split()[0]
-    cluster.run("scancel", "--signal=USR2", job)
-    while not (resumed := [line for line in lines() if line.get("event") == "resumed"]):
-        time.sleep(0.5)
-    stopped = next(line for line in lines() if line.get("event") == "stopped")
-    done = max(
-        line["step"]
-        for line in lines()
-        if line["kind"] == "train" and line["time"] <= stopped["time"]
-    )
+    until(lambda: len(lines(kind="train")) > 20, "steps")
+    job = json.loads((run / "job.json").read_text())["job"]
+    asked = time.time()
+    accidents.time_limit(cluster, job, signal="USR2")
+    manifests = (run / "checkpoints").glob("step-*/manifest.json")
+    until(lambda: "ended" in (run / "attempts.jsonl").read_text(), "the end of the attempt")
+    saved = max(path.stat().st_mtime for path in manifests)
+    trained = lines(kind="train")
+    until(lambda: lines(kind="event", event="resumed"), "the next attempt")
+    (resumed,) = lines(kind="event", event="resumed")
     cluster.run("scancel", job)
-    return {"steps_done": done, "resumed_at": resumed[0]["step"]}
+    times = [one["time"] for one in trained]
+    step = statistics.median(after - before for before, after in itertools.pairwise(times))
+    return {
+        "last_step": trained[-1]["step"],
+        "resumed_at": resumed["step"],
+        "steps_after_the_signal": sum(one["time"] > asked for one in trained),
+        "step_seconds": round(step, 3),
+        "seconds_from_the_signal_to_the_last_step": round(times[-1] - asked, 3),
+        "seconds_of_the_save": round(saved - times[-1], 3),
+    }
 
 
 def main() -> None:
@@ -116,14 +137,17 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir="/tmp") as place:
         folder = Path(place)
-        (folder / "recipes.py").write_text(RECIPES.format(seeds=options.runs // 5))
+        (folder / "long").mkdir()
+        for place in (folder, folder / "long"):
+            (place / "recipes.py").write_text(RECIPES.format(seeds=options.runs // 5))
         settings = {"MaxArraySize": str(ARRAY)}
         with Cluster.start(folder / "slurm", nodes=1, settings=settings) as cluster:
             found = {"runs": options.runs, **submission(cluster, folder)}
             if options.requeue:
-                found["requeue"] = requeue(cluster, folder)
+                found["requeue"] = requeue(cluster, folder / "long")
         many_runs(folder / "seen", options.seen)
-        found["status"] = graftwerk("status", "seen", folder=folder, env={})
+        for words in (("status",), ("results", "--out=table.csv")):
+            found[words[0]] = graftwerk(*words, "seen", folder=folder, env={})
     print(json.dumps(found))
 
 

@@ -16,11 +16,12 @@ from graftwerk.data.config import Data
 from graftwerk.errors import GraftwerkError
 from graftwerk.grid import grid
 from graftwerk.launch import slurm, snapshot
-from graftwerk.launch.commands import cancel, queue_of
+from graftwerk.launch.commands import cancel
 from graftwerk.launch.retry import retry
 from graftwerk.launch.state import Status
 from graftwerk.launch.submit import submit
 from graftwerk.launch.sweep import Sweep, locked
+from graftwerk.launch.table import queue_of
 from graftwerk.pipeline import Pipeline
 from graftwerk.rehearse.cluster import Cluster
 from graftwerk.run import Run

@@ -18,9 +18,10 @@ from graftwerk.cli import main
 from graftwerk.errors import ConfigError
 from graftwerk.grid import grid
 from graftwerk.launch import state
-from graftwerk.launch.commands import choose, results, table
+from graftwerk.launch.commands import choose, results
 from graftwerk.launch.state import Queued, status
 from graftwerk.launch.sweep import Sweep
+from graftwerk.launch.table import table
 from graftwerk.pipeline import Pipeline
 from graftwerk.run import Run
 
@@ -147,7 +148,7 @@ def test_deleted_runs_and_folders_of_runs_are_told(tmp_path: Path) -> None:
     [
         ('{"format": 7}', "written by another version of graftwerk (format 7, here 1)"),
         ('{"format": 1, "runs": {"1": {}}}', "sweep.json: damaged (KeyError: 'folder')"),
-        ('{"form', "sweep.json: not valid json"),
+        ('{"form', "sweep.json: can't be read (Unterminated string"),
     ],
 )
 def test_sweeps_of_other_versions_and_damaged_ones(

@@ -57,7 +57,7 @@ def _add_folder(parser: argparse.ArgumentParser, nargs: str | None = None) -> No
 
 def status(options: argparse.Namespace, words: list[str], arguments: list[str]) -> int:
     del words, arguments
-    from graftwerk.launch.commands import status
+    from graftwerk.launch.table import status
 
     status(options.folder, as_json=options.json, watch=options.watch)
     return DONE

@@ -9,10 +9,11 @@ from pathlib import Path
 from graftwerk import runfile
 from graftwerk.errors import DONE
 from graftwerk.launch import state
-from graftwerk.launch.commands import choose, queue_of
+from graftwerk.launch.commands import choose
 from graftwerk.launch.pool import run_pool
 from graftwerk.launch.submit import dependents, resubmit
 from graftwerk.launch.sweep import Sweep
+from graftwerk.launch.table import queue_of
 
 
 def retry(folder: Path, where: Sequence[str], jobs: int) -> int:

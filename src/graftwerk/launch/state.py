@@ -209,11 +209,12 @@ def _of_last_attempt(lines: list[Json]) -> list[Json]:
 
 def _newest_manifest(folder: Path) -> Json:
     try:
-        found = sorted(p for p in (folder / "checkpoints").iterdir() if p.name.startswith("step-"))
+        with os.scandir(folder / "checkpoints") as entries:
+            found = sorted(entry.path for entry in entries if entry.name.startswith("step-"))
     except OSError:
         return {}
     for path in reversed(found):
-        if manifest := _object(path / "manifest.json"):
+        if manifest := _object(Path(path, "manifest.json")):
             return manifest
     return {}
 

@@ -18,15 +18,16 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from graftwerk import config, runfile
 from graftwerk.errors import ConfigError, GraftwerkError, StorageError
 from graftwerk.launch import state
 from graftwerk.launch.state import Queue, Status
 from graftwerk.log.files import replace
-from graftwerk.pipeline import Pipeline
-from graftwerk.run import Run
+
+if TYPE_CHECKING:
+    from graftwerk.pipeline import Pipeline
+    from graftwerk.run import Run
 
 FORMAT = 1
 
@@ -70,6 +71,8 @@ class Sweep:
 
     def write(self, runs: Mapping[str, Run], **facts: Any) -> None:
         """`sweep.json`, and the `run.json` of every run."""
+        from graftwerk import runfile  # which `status` has no time for
+
         assert self.folder is not None
         members = {
             member.name: {"folder": str(member.folder), "needs": member.needs}
@@ -115,7 +118,10 @@ def _run_folders(folder: Path) -> list[Path]:
 
 def _members(file: Path) -> tuple[dict[str, Member], Path]:
     """By name, and the working directory."""
-    contents = config.read(file)
+    try:
+        contents = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError([f"{file}: can't be read ({error})"]) from None
     if contents.get("format") != FORMAT:
         raise ConfigError(
             [
