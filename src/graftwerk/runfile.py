@@ -13,7 +13,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +22,7 @@ from graftwerk import config
 from graftwerk.config import Node
 from graftwerk.errors import ConfigError
 from graftwerk.paths import frozen, thawed
-from graftwerk.run import Run
+from graftwerk.run import HOW_NOT_WHAT, Run
 
 KINDS = "kinds.json"
 LOADED: set[Path] = set()
@@ -52,6 +52,35 @@ def read(folder: Path) -> Run:
         for module, file in config.read(folder / KINDS).items():
             _recall(folder, module, file)
     return config.load(Run, config.read(folder / "run.json"))
+
+
+def check_defaults(run: Run) -> None:
+    """Defaults don't count in the folder's name; a version that changed one must not go on.
+
+    Raises ConfigError where the folder's run was begun when defaults were others.
+    """
+    if not (run.folder / "run.json").exists():
+        return
+    began, now = (
+        _leaves({key: value for key, value in tree.items() if key not in HOW_NOT_WHAT})
+        for tree in (config.read(run.folder / "run.json"), config.dump(run))
+    )
+    if problems := [
+        f"{key}: {run.folder} was begun with {began[key]!r}, this version's default is {value!r}; "
+        "go on with the version that began it, or start anew with resume=never"
+        for key, value in now.items()
+        if key in began and began[key] != value and key not in HOW_NOT_WHAT
+    ]:
+        raise ConfigError(problems)
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by their dotted keys."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        inner = _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else None
+        found |= {prefix + name: value} if inner is None else inner
+    return found
 
 
 def load_module(file: Path) -> ModuleType:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graftwerk import config, runfile
+from graftwerk import runfile
 from graftwerk.axes import World
 from graftwerk.checkpoint import Checkpoints, Entry, atomic
 from graftwerk.errors import CheckpointError, ConfigError, StorageError
-from graftwerk.run import HOW_NOT_WHAT, Run
+from graftwerk.run import Run
 
 
 def prepare(run: Run) -> Path | None:
@@ -22,7 +21,7 @@ def prepare(run: Run) -> Path | None:
     Raises ConfigError where the folder's run was begun when defaults were others.
     """
     moved = _set_aside(run.folder) if run.resume == "never" else None
-    _check_defaults(run)
+    runfile.check_defaults(run)
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
         for name, text in runfile.contents(run).items():
@@ -31,32 +30,6 @@ def prepare(run: Run) -> Path | None:
     except OSError as error:
         raise StorageError(f"{run.folder}: {error.strerror}; log.folder=… names another") from None
     return moved
-
-
-def _check_defaults(run: Run) -> None:
-    """Defaults don't count in the folder's name; a version that changed one must not go on."""
-    if not (run.folder / "run.json").exists():
-        return
-    began, now = (
-        _leaves({key: value for key, value in tree.items() if key not in HOW_NOT_WHAT})
-        for tree in (config.read(run.folder / "run.json"), config.dump(run))
-    )
-    if problems := [
-        f"{key}: {run.folder} was begun with {began[key]!r}, this version's default is {value!r}; "
-        "go on with the version that began it, or start anew with resume=never"
-        for key, value in now.items()
-        if key in began and began[key] != value and key not in HOW_NOT_WHAT
-    ]:
-        raise ConfigError(problems)
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by their dotted keys."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        inner = _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else None
-        found |= {prefix + name: value} if inner is None else inner
-    return found
 
 
 def _set_aside(folder: Path) -> Path | None:

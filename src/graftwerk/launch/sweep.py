@@ -79,6 +79,9 @@ class Sweep:
             for member in self.members.values()
         }
         contents = {"format": FORMAT, **facts, "runs": members}
+        for name in self.members:
+            if runs[name].resume != "never":
+                runfile.check_defaults(runs[name])
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             replace(self.folder / "sweep.json", json.dumps(contents, indent=1).encode())
