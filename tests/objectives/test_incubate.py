@@ -96,6 +96,27 @@ def test_only_the_module_changes(tmp_path: Path, index: int) -> None:
     assert all(name.startswith((*blocks, *ends.get(index, ()))) for name in trained)
 
 
+def test_shifted_windows_stay_shifted(tmp_path: Path) -> None:
+    def swin(*depths: int) -> Model:
+        args = {"embed_dim": 8, "num_heads": [1, 1, 1, 1], "window_size": 2}
+        return Model(name="swin_tiny_patch4_window7_224", depths=depths, args=args)
+
+    def third_stage(*meta: int) -> Any:
+        """Of the network that trains the second of two modules of two blocks."""
+        path = tmp_path / "meta.pth"
+        small = build_model(swin(1, 1, sum(meta), 1), num_classes=5, in_chans=1, img_size=(64, 64))
+        torch.save(small.state_dict(), path)
+        node = Incubate(divide=(1, 1, 2, 2, 1), meta_divide=(1, 1, *meta, 1), index=3, meta=path)
+        net = node.network(swin(1, 1, 4, 1))
+        large = build_model(net, num_classes=5, in_chans=1, img_size=(64, 64))
+        return node.build(large, channels=1, sizes={}).net.get_submodule("layers.2")
+
+    with pytest.raises(ConfigError, match=r"module 3 .* \(1 blocks are .*\) than .* \(2\)"):
+        third_stage(1, 1)
+    shifts = [block.shift_size for block in third_stage(2, 1).blocks]
+    assert shifts[2:] == [(0, 0), (1, 1)]
+
+
 @pytest.mark.parametrize("norm", ["eval", "batch"])
 def test_frozen_statistics_stay_and_are_used_as_asked(tmp_path: Path, norm: str) -> None:
     path, meta = saved(tmp_path, resnet(1, 1, 1, 1))

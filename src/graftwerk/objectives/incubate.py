@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-from graftwerk.errors import CheckpointError
+from graftwerk.errors import CheckpointError, ConfigError
 from graftwerk.models.division import Division, hybrid, written
 from graftwerk.models.stages import Layout, block_patterns, layout
 from graftwerk.models.weights import META, load_exactly, read_trained
@@ -38,6 +38,7 @@ class Incubate(Supervised):
         places = layout(net)
         inside = hybrid(config.meta_divide, config.divide, config.index)
         division = Division.of(inside, places.depths, key="objective.divide")
+        check_windows(net, division, division.like(config.divide), config.index)
         meta = read_trained(config.meta)
         self._load_frozen(places, division, meta)
         for name, parameter in net.named_parameters():
@@ -90,6 +91,27 @@ class Incubate(Supervised):
                 f"objective.meta: {self._config.meta} is not the meta network that this run began "
                 "with; resume=never begins anew with it"
             )
+
+
+def check_windows(net: nn.Module, inside: Division, whole: Division, index: int) -> None:
+    """Swin shifts the windows of every second block of a stage.
+
+    Raises ConfigError where module `index` would begin with the other kind in the meta network.
+    """
+    turned = [
+        stage
+        for stage, _ in whole.modules[index]
+        if (inside.start(index, stage) - whole.start(index, stage)) % 2
+    ]
+    if turned and any(hasattr(module, "shift_size") for module in net.modules()):
+        raise ConfigError(
+            [
+                f"objective.meta_divide: module {index} would begin stage {turned[0]} with another "
+                f"kind of window in the meta network ({inside.start(index, turned[0])} blocks are "
+                f"before it) than in the network ({whole.start(index, turned[0])}); both numbers "
+                "should be even, or both odd"
+            ]
+        )
 
 
 def digest(state: Mapping[str, Tensor]) -> str:
