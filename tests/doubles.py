@@ -3,7 +3,7 @@
 `anchor` (gossip) pulls weights towards what every rank published and holds rank-dependent state;
 `halving` (dynamic sparse training) prunes and masks; `decoded` (SparK) converts the network and
 trains a decoder that is never exported; `stem_frozen` (incubation) trains only part of the network;
-`unhurried` has steps that last.
+`unhurried` has steps that last; `poisoned` has images that no network can learn from.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from graftwerk.axes import Batch, Output, Step, World
 from graftwerk.data.config import Augment, Digits
 from graftwerk.models.config import Model
 from graftwerk.objectives.config import Objective
+from graftwerk.objectives.supervised import Supervised
 from graftwerk.optim.config import Ema, Optim
 from graftwerk.run import BatchSize, Evaluate, Run, Save
 from graftwerk.sparsity.config import Sparsity
@@ -169,8 +170,6 @@ class DecodedObjective(axes.Objective):
 class StemFrozen(Objective, kind="stem_frozen"):
     def build(self, net: nn.Module, **facts: Any) -> axes.Objective:
         del facts
-        from graftwerk.objectives.supervised import Supervised
-
         objective = Supervised(net, loss="ce", smoothing=0.0)
         for name, parameter in objective.net.named_parameters():
             parameter.requires_grad_(not name.startswith("stem"))
@@ -193,6 +192,30 @@ class UnhurriedObjective(axes.Objective):
     def forward(self, batch: Batch) -> Output:
         time.sleep(0.2)
         return Output(F.cross_entropy(self.net(batch.images_nchw), batch.targets), {})
+
+
+class Poisoned(Objective, kind="poisoned"):
+    images: tuple[int, ...] = ()
+    """Positions of those whose loss, or gradient, is not finite."""
+    spoils: Literal["loss", "gradient"] = "loss"
+
+    def build(self, net: nn.Module, **facts: Any) -> axes.Objective:
+        del facts
+        return PoisonedObjective(net, self)
+
+
+class PoisonedObjective(Supervised):
+    def __init__(self, net: nn.Module, config: Poisoned) -> None:
+        super().__init__(net, loss="ce", smoothing=0.0)
+        self._config = config
+
+    def forward(self, batch: Batch) -> Output:
+        output = super().forward(batch)
+        if not set(batch.indices.tolist()) & set(self._config.images):
+            return output
+        if self._config.spoils == "loss":
+            return output._replace(loss=output.loss * torch.nan)
+        return output._replace(loss=output.loss + (output.loss * 0).sqrt())
 
 
 def tiny() -> Run:

@@ -23,14 +23,15 @@ LAYERS = """
     grid incubation
     pipeline train
     observe export
-    runfolder pictures recalibrate regroup saving
-    evaluate handover
+    runfolder pictures recalibrate recovery regroup saving
+    evaluate handover ledger
     parts
     runfile
+    algorithms amendments
     run
     objectives sync sparsity data optim log
     models
-    checkpoint meter precision samples seeding signals
+    checkpoint meter nonfinite precision samples seeding signals
     distributed
     elastic
     axes paths

@@ -47,7 +47,8 @@ class Step:
     batch: Batch | None = None
     """The micro-batch whose backward pass ran last, on the device, for scores that need a pass."""
     skipped: bool = False
-    """True after an fp16 overflow: gradients were not finite and no weight moved."""
+    """True where loss or gradients are not finite: the optimizer moves no weight. Known from
+    `Sparsity.before_step` on; with replicas that differ, each has a word of its own."""
 
 
 class Objective(nn.Module):

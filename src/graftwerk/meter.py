@@ -25,8 +25,9 @@ class Meter:
 
     def take(self, world: World, which: int) -> float:
         """The mean over steps and ranks, forgotten afterwards. A call of all ranks together."""
-        total = sum_(world, self._sums[which].clone()).item() / world.size
-        mean = total / self._counts[which] if self._counts[which] else math.nan
+        own = torch.stack([self._sums[which], self._sums.new_tensor(self._counts[which])])
+        total, count = sum_(world, own).tolist()
+        mean = total / count if count else math.nan
         self._sums[which] = 0
         self._counts[which] = 0
         return mean

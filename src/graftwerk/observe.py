@@ -13,12 +13,13 @@ from typing import Any, Self
 
 import torch
 
-from graftwerk import config
+from graftwerk import config, recovery
 from graftwerk.axes import Batch, Step
 from graftwerk.checkpoint import Checkpoints
 from graftwerk.distributed import gather, on_main
 from graftwerk.elastic.group import Group
 from graftwerk.evaluate import evaluate
+from graftwerk.ledger import Ledger
 from graftwerk.log.files import replace
 from graftwerk.log.logbook import Logbook, open_logbook
 from graftwerk.meter import Meter
@@ -49,10 +50,9 @@ class Observer:
         self.scores: dict[str, float] = {}
         self.best: float | None = None
         self.run_id: str | None = None
-        self.logbook: Logbook | None = None
+        self.ledger = Ledger(parts.world)
         self._waited = 0.0
         self._generation = parts.world.generation
-        self._skipped: set[str] = set()
         self._evaluate_every = max(1, round(run.evaluate.every * plan.steps_per_epoch))
         self._due = SaveInterval(run.save.every, plan.steps_per_epoch)
         self._exit = contextlib.ExitStack()
@@ -91,17 +91,18 @@ class Observer:
             own = state["ranks"][parts.world.rank % len(state["ranks"])]
             restore_random_state(own["random"])
             self.meter.load([rank["meter"] for rank in state["ranks"]], parts.world)
+            parts.guard.streak = own.get("streak", 0)
             start = manifest["step"]
         self._open_logbook(start)
         if reason := difference(manifest, parts):
-            self._event("resumed_elastically", reason=reason)
+            self.ledger.event("resumed_elastically", reason=reason)
         if parts.world.generation != self._generation:
             parts.regroup()
             self._regrouped(start)
         for reason in rejected:
-            self._event("checkpoint_rejected", reason=reason)
+            self.ledger.event("checkpoint_rejected", reason=reason)
         for line in parts.load_report if start == 0 else []:
-            self._event("pretrained", note=line)
+            self.ledger.event("pretrained", note=line)
         self._recorded = start
         self._record_clock = time.monotonic()
         self._due.restart()
@@ -123,7 +124,7 @@ class Observer:
         """The last scores; of a run without steps, the only ones."""
         if self.parts.plan.total_steps == 0:
             self.save(0, better=self._evaluate(0, lr=0.0))
-        self._event("finished", **self.scores)
+        self.ledger.event("finished", **self.scores)
         return self.scores
 
     def timing(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -135,7 +136,7 @@ class Observer:
             if batch is None:
                 return
             for problem in batch.problems:
-                self._image_skipped(problem)
+                self.ledger.image_skipped(problem)
             self.samples.draw(batch.indices)
             yield batch
 
@@ -156,7 +157,7 @@ class Observer:
         }
         classes = {"classes": list(parts.splits.classes)}
         replace(self.folder / "facts.json", json.dumps(facts | classes, indent=1).encode())
-        self.logbook = open_logbook(
+        self.ledger.logbook = open_logbook(
             self.folder,
             run.log,
             run=config.dump(run),
@@ -166,17 +167,12 @@ class Observer:
             total_steps=plan.total_steps,
             steps_per_epoch=plan.steps_per_epoch,
         )
-        return self.logbook
+        return self.ledger.logbook
 
-    def _event(self, name: str, **facts: Any) -> None:
-        if self.logbook is not None:
-            self.logbook.event(name, **facts)
-
-    def _image_skipped(self, reason: str) -> None:
-        """Named once, however many epochs meet it again."""
-        if reason not in self._skipped:
-            self._skipped.add(reason)
-            self._event("image_skipped", reason=reason)
+    @property
+    def logbook(self) -> Logbook | None:
+        """Rank 0's."""
+        return self.ledger.logbook
 
     # ------------------------------------------------------------ after each step
 
@@ -191,19 +187,24 @@ class Observer:
         if parts.ema is not None and not step.skipped:
             parts.ema.update(parts.objective.net, step.number)
             parts.sparsity.after_average(parts.ema.module)
-        self.meter.add(loss)
+        if not step.skipped:
+            self.meter.add(loss)
         self.samples.count(step.number)
+        recovery.count(parts, step, self.ledger)
         if done % parts.run.log.every == 0 or done == step.total:
             self._record(step, rates, grad_norm)
         better = False
         if done % self._evaluate_every == 0 or done == step.total:
             better = self._evaluate(done, rates[0])
-        main_says_save = parts.world.main and self._due.by_clock()
-        signal, save = self.agreement.at_boundary(save=main_says_save)
-        if save or self._due.at_step(done) or better or signal or done == step.total:
+        signal, clock_says_save, streak = self.agreement.at_boundary(
+            save=parts.world.main and self._due.by_clock(), streak=parts.guard.streak
+        )
+        recovery.check(parts, done, streak, self.ledger)
+        save = clock_says_save or self._due.at_step(done) or better
+        if save or signal or done == step.total:
             self.save(done, better=better)
         if signal and done < step.total:
-            self._event("stopped", signal=signal, step=done)
+            self.ledger.event("stopped", signal=signal, step=done)
             raise StoppedError(signal, done)
         if done < step.total:
             self._follow_members(done)
@@ -240,9 +241,9 @@ class Observer:
             self._logbook_of_main(done)
         elif not world.main and self.logbook is not None:
             self.logbook.close("continued by another worker")
-            self.logbook = None
+            self.ledger.logbook = None
         members = " ".join(str(member.slot) for member in self._group().members)
-        self._event("members", step=done, generation=world.generation, workers=members)
+        self.ledger.event("members", step=done, generation=world.generation, workers=members)
 
     def _record(
         self, step: Step, rates: tuple[float, float], grad_norm: torch.Tensor | None
@@ -252,7 +253,6 @@ class Observer:
         elapsed, self._record_clock = now - self._record_clock, now
         steps, self._recorded = step.number + 1 - self._recorded, step.number + 1
         waited, self._waited = self._waited, 0.0
-        self.parts.precision.check(loss, step.number + 1)
         if self.logbook is None:
             return
         values = {
@@ -306,7 +306,7 @@ class Observer:
                 precision=parts.precision,
                 world=parts.world,
                 to_device=parts.to_device,
-                on_problem=self._image_skipped,
+                on_problem=self.ledger.image_skipped,
             )
             if draw_at is not None and self.logbook is not None:
                 self.pictures.draw(averaged, draw_at, self.logbook)
@@ -317,7 +317,12 @@ class Observer:
     def save(self, done: int, *, better: bool) -> None:
         parts, began = self.parts, time.monotonic()
         self.samples.total(parts.world)
-        own = {"random": random_state(), "meter": self.meter.state_dict()}
+        self.ledger.gather()
+        own = {
+            "random": random_state(),
+            "meter": self.meter.state_dict(),
+            "streak": parts.guard.streak,
+        }
         ranks = gather(parts.world, own) if parts.sync.replicated else [own]
         writes = parts.world.main or not parts.sync.replicated
         state = {
@@ -340,7 +345,7 @@ class Observer:
         )
         self._due.restart()
         self._record_clock += time.monotonic() - began
-        self._event("saved", path=str(path), best=better)
+        self.ledger.event("saved", path=str(path), best=better)
 
     def state_dict(self) -> dict[str, Any]:
         own = {"scores": self.scores, "best": self.best, "run_id": self.run_id}

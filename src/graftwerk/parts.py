@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from graftwerk.algorithms import check_execution, check_whole, choose_algorithms
 from graftwerk.axes import Batch, Objective, Sparsity, Step, Sync, World
 from graftwerk.data.loader import default_workers, eval_batches, train_batches
 from graftwerk.data.mix import Mix, build_mix, check_mix
@@ -21,6 +21,7 @@ from graftwerk.errors import ConfigError
 from graftwerk.models.assemble import assemble
 from graftwerk.models.factory import build_model, scale_head
 from graftwerk.models.weights import load_weights, read_state_dict
+from graftwerk.nonfinite import Guard
 from graftwerk.optim import schedules
 from graftwerk.optim.ema import Ema
 from graftwerk.optim.optimizers import apply_rates, build_optimizer
@@ -84,6 +85,7 @@ class Parts:
     sparsity: Sparsity
     optimizer: torch.optim.Optimizer
     precision: Precision
+    guard: Guard
     ema: Ema | None
     mix: Mix | None
     load_report: list[str]
@@ -283,40 +285,6 @@ def build_net(run: Run, num_classes: int) -> tuple[nn.Module, list[str]]:
     return net, notes
 
 
-def choose_algorithms(deterministic: bool) -> None:
-    """Whether torch may use algorithms whose bits differ from call to call (faster on GPUs)."""
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
-    torch.backends.cudnn.benchmark = not deterministic
-
-
-def check_execution(run: Run) -> None:
-    """The scaler of fp16 unscales gradients before the optimizer's own vectors have them; 2:4
-    products are in half precision."""
-    execution = getattr(run.sparsity, "execution", "masked")
-    if execution == "semi_structured" and run.precision == "fp32":
-        raise ConfigError(
-            ["sparsity.execution: 'semi_structured' computes in half precision; set precision=bf16"]
-        )
-    if run.precision == "fp16" and execution != "masked":
-        raise ConfigError(
-            [f"sparsity.execution: {execution!r} and fp16 don't go together; use bf16, or 'masked'"]
-        )
-
-
-def check_whole(run: Run) -> None:
-    """Masks would change modules that must stay as they are."""
-    if not run.objective.whole and run.sparsity.kind != "dense":
-        raise ConfigError(
-            [
-                f"sparsity: objective={run.objective.kind} trains a part of the network and leaves "
-                f"the rest as it is; use sparsity={run.sparsity.kind} in the fine-tuning"
-            ]
-        )
-
-
 def build(run: Run, world: World) -> Parts:
     check_execution(run)
     check_whole(run)
@@ -331,6 +299,7 @@ def build(run: Run, world: World) -> Parts:
     if run.compile != "off":
         objective.compile_net(run.compile)
     sync = run.sync.build(world)
+    optimizer = build_optimizer(objective, run.optim, numbers.peak_lr)
     return Parts(
         run=run,
         world=world,
@@ -340,8 +309,9 @@ def build(run: Run, world: World) -> Parts:
         model=sync.wrap(objective),
         sync=sync,
         sparsity=run.sparsity.build(),
-        optimizer=build_optimizer(objective, run.optim, numbers.peak_lr),
+        optimizer=optimizer,
         precision=Precision(run.precision, world.device),
+        guard=Guard(objective, optimizer),
         ema=Ema(objective.net, run.ema.decay, run.ema.warmup) if run.ema.decay else None,
         mix=build_mix(run.augment, len(splits.classes), getattr(run.objective, "smoothing", 0.0)),
         load_report=load_report,

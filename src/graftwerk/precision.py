@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-
-from graftwerk.errors import DivergedError
 
 LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -31,8 +28,10 @@ class Precision:
     def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self._device_type, self._low, enabled=self._low is not None)
 
-    def backward(self, loss: Tensor) -> None:
-        self._scaler.scale(loss).backward()
+    def backward(self, loss: Tensor, weight: float = 1.0) -> None:
+        """Gradients of ``weight · loss``; all of them NaN where the loss is not finite."""
+        poison = 0 * loss.detach()  # NaN for infinities and NaN, else nothing
+        self._scaler.scale(loss * (weight + poison)).backward()
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Gradients get their true size; those that overflowed are not finite."""
@@ -42,23 +41,19 @@ class Precision:
         """Shrink all gradients together to a 2-norm of `max_norm`; the norm before."""
         return nn.utils.clip_grad_norm_(parameters, max_norm)
 
-    def step(self, optimizer: torch.optim.Optimizer) -> bool:
-        """False if an fp16 overflow made the gradients useless: then no weight moves."""
-        scale = self._scaler.get_scale()
-        self._scaler.step(optimizer)
+    def step(self, optimizer: torch.optim.Optimizer, *, skipped: bool) -> None:
+        """The optimizer's step, unless gradients were useless: then no weight moves."""
+        if not skipped:
+            self._scaler.step(optimizer)
         self._scaler.update()
-        return self._scaler.get_scale() >= scale
+
+    @property
+    def scale(self) -> float:
+        """Of the loss; 1 but for fp16."""
+        return self._scaler.get_scale()
 
     def state_dict(self) -> dict[str, Any]:
         return self._scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._scaler.load_state_dict(state)
-
-    def check(self, loss: float, step: int) -> None:
-        """Raises `DivergedError` where `loss` is no number; fp16 skips such steps by itself."""
-        if not math.isfinite(loss) and not self._scaler.is_enabled():
-            raise DivergedError(
-                f"the loss is {loss} at step {step}; checkpoints of before are intact, and a lower "
-                "optim.lr, a warm-up or optim.clip may help"
-            )

@@ -34,6 +34,7 @@ HOW_NOT_WHAT = (
     "save",
     "data.workers",
     "data.stage",
+    "faults",
 )
 """Keys that don't change what is learned, or only how it is rounded and shared by ranks: they don't
 count in a run folder's name, so that the same run may go on with others."""
@@ -90,6 +91,20 @@ class Save(Node):
     """Newest checkpoints kept; the best one is kept beside them."""
 
 
+class Faults(Node):
+    """What is done where something goes wrong (docs/reliability.md)."""
+
+    patience: int = Field(default=5, ge=1)
+    """Steps in a row whose loss or gradients are not finite, after which the run goes back to its
+    newest checkpoint and leaves out the images since."""
+    rollbacks: int = Field(default=3, ge=0)
+    """How often it goes back before it gives up."""
+    then: Literal["skip", "precision", "rate"] = "precision"
+    """What else changes where it goes back: nothing, fp16 → bf16 → fp32, or the learning rate."""
+    factor: float = Field(default=0.5, gt=0, lt=1)
+    """On the learning rate."""
+
+
 class Run(Node):
     """One training run. Every key can be set on the command line."""
 
@@ -123,6 +138,7 @@ class Run(Node):
     save: Save = Save()
     log: Log = Log()
     launch: Launch = Launch()
+    faults: Faults = Faults()
 
     processes: int = Field(default=1, ge=1)
     """Local workers that `graftwerk run` starts; ignored under torchrun and srun."""

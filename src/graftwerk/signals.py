@@ -51,9 +51,12 @@ class Agreement:
             for number in STOPPING:
                 signal.signal(number, before[number])
 
-    def at_boundary(self, *, save: bool = False) -> tuple[int, bool]:
-        """(signal or 0, save?), the same on every rank; all ranks call it after every step."""
-        flags = [self._signal, int(save)]
+    def at_boundary(self, *, save: bool = False, streak: int = 0) -> tuple[int, bool, int]:
+        """(signal or 0, save?, largest streak of steps left out); all ranks call it each step.
+
+        The same on every rank; of an earlier boundary where there are several.
+        """
+        flags = [self._signal, int(save), streak]
         if self._world.control is not None:
             flags = self._world.control.boundary(flags)
-        return flags[0], bool(flags[1])
+        return flags[0], bool(flags[1]), flags[2]

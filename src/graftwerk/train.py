@@ -25,18 +25,21 @@ def train(run: Run, world: World) -> dict[str, float]:
         for step in p.steps(start):
             seed_everything(run.seed, step.number, world.rank)
             rates = p.apply_schedules(step)
+            p.guard.begin()
             loss = torch.zeros((), device=world.device)
             for micro in p.microbatches(batches, step):
                 with p.sync.accumulating(last=micro.last):
                     with p.precision.autocast():
                         output = p.model(micro.batch)
-                    p.precision.backward(output.loss * micro.weight)
+                    p.precision.backward(output.loss, micro.weight)
+                p.guard.note(output.loss.detach(), micro.batch.indices)
                 loss += output.loss.detach() * micro.weight
             p.precision.unscale(p.optimizer)
             p.sync.mix()
+            step.skipped = not p.guard.passes()
             p.sparsity.before_step(step)
             grad_norm = p.clip()
-            step.skipped = not p.precision.step(p.optimizer)
+            p.precision.step(p.optimizer, skipped=step.skipped)
             p.sparsity.after_step(step)
             p.sync.publish()
             p.optimizer.zero_grad()

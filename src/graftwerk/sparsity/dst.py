@@ -72,7 +72,8 @@ class DynamicSparsity(StaticSparsity):
 
     def before_step(self, step: Step) -> None:
         super().before_step(step)
-        self._scorer.watch()
+        if not step.skipped:
+            self._scorer.watch()
         if self.config.before_step and self._due(step):
             self.update(step)
 
@@ -98,11 +99,11 @@ class DynamicSparsity(StaticSparsity):
 
     @torch.no_grad()
     def update(self, step: Step) -> None:
-        """Prune, grow, mask. Gradients that are not finite (an fp16 overflow) put it off by a step.
+        """Prune, grow, mask. Gradients that are not finite put it off by a step.
 
         A call of all ranks together. Raises GraftwerkError where weights are not finite.
         """
-        self._postponed = not self._finite(step)
+        self._postponed = not self._usable(step)
         if self._postponed:
             return
         t = step.number + 1
@@ -208,10 +209,12 @@ class DynamicSparsity(StaticSparsity):
             for one, other in itertools.combinations(choices, 2)
         }
 
-    def _finite(self, step: Step) -> bool:
+    def _usable(self, step: Step) -> bool:
+        """Whether no rank left the step out."""
         weights = torch.stack([layer.weight.sum() for layer in self.layers])
         grads = torch.stack([layer.grad.sum() for layer in self.layers])
-        bad = torch.stack([(~weights.isfinite()).any(), (~grads.isfinite()).any()]).float()
+        unusable = (~grads.isfinite()).any() | step.skipped
+        bad = torch.stack([(~weights.isfinite()).any(), unusable]).float()
         weights_bad, grads_bad = self._sync.mean_(bad).tolist()
         if weights_bad > 0:
             raise GraftwerkError(
