@@ -40,7 +40,7 @@ LAYERS = """
     __init__
 """
 HEIGHT = {name: -row for row, names in enumerate(LAYERS.split("\n")) for name in names.split()}
-UPWARDS = {("run", "parts"), ("run", "launch")}
+UPWARDS = {("run", "amendments"), ("run", "parts"), ("run", "launch")}
 """`Run.build()` makes the live parts: inside the function, so that a tree loads without torch. The
 launcher's config is part of the tree, and the launcher above it."""
 

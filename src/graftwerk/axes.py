@@ -228,6 +228,8 @@ class World:
     """None where the size is 1 for good."""
     generation: int = 0
     """How often the members have changed."""
+    rollbacks: int = 0
+    """How often the run has gone back to a checkpoint."""
     newcomer: bool = False
     """Joins a group that is already training; of size 1 until then."""
 

@@ -232,6 +232,12 @@ class Checkpoints:
             return [_storage_problem(target, error)]
         return []
 
+    def forget(self, *, after: int) -> None:
+        """Remove what was saved after `after` steps, by one rank for all."""
+        for entry in self.entries():
+            if entry.step > after:
+                shutil.rmtree(entry.folder)
+
     def _rotate(self) -> None:
         best = self.best()
         for entry in self.entries()[self._keep :]:

@@ -51,6 +51,8 @@ class Observer:
         self.best: float | None = None
         self.run_id: str | None = None
         self.ledger = Ledger(parts.world)
+        self._owed = False
+        """A checkpoint is due as soon as steps count again."""
         self._waited = 0.0
         self._generation = parts.world.generation
         self._evaluate_every = max(1, round(run.evaluate.every * plan.steps_per_epoch))
@@ -199,9 +201,9 @@ class Observer:
         signal, clock_says_save, streak = self.agreement.at_boundary(
             save=parts.world.main and self._due.by_clock(), streak=parts.guard.streak
         )
-        recovery.check(parts, done, streak, self.ledger)
-        save = clock_says_save or self._due.at_step(done) or better
-        if save or signal or done == step.total:
+        streak = recovery.check(parts, done, streak, self.scores, self.checkpoints, self.ledger)
+        self._owed = self._owed or clock_says_save or self._due.at_step(done)
+        if (self._owed and not streak) or better or signal or done == step.total:
             self.save(done, better=better)
         if signal and done < step.total:
             self.ledger.event("stopped", signal=signal, step=done)
@@ -329,10 +331,7 @@ class Observer:
             "parts": parts.state_dict(),
             "observer": self.state_dict(),
             "ranks": ranks,
-            "order": {
-                "epoch": done // parts.plan.steps_per_epoch,
-                "position": done % parts.plan.steps_per_epoch * parts.run.batch.size,
-            },
+            "order": parts.place(done),
         }
         facts = {
             "config": parts.run.hash,
@@ -344,6 +343,7 @@ class Observer:
             done, state if writes else None, facts=facts, best=self.scores if better else None
         )
         self._due.restart()
+        self._owed = False
         self._record_clock += time.monotonic() - began
         self.ledger.event("saved", path=str(path), best=better)
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from graftwerk.algorithms import check_execution, check_whole, choose_algorithms
+from graftwerk.amendments import Amendments
 from graftwerk.axes import Batch, Objective, Sparsity, Step, Sync, World
 from graftwerk.data.loader import default_workers, eval_batches, train_batches
 from graftwerk.data.mix import Mix, build_mix, check_mix
@@ -26,7 +27,7 @@ from graftwerk.optim import schedules
 from graftwerk.optim.ema import Ema
 from graftwerk.optim.optimizers import apply_rates, build_optimizer
 from graftwerk.precision import Precision
-from graftwerk.run import Run, accumulation, peak_lr, regrouped
+from graftwerk.run import BatchSize, Run, accumulation, peak_lr, regrouped
 from graftwerk.seeding import seed_everything
 
 
@@ -46,8 +47,9 @@ class Plan:
     peak_lr: float
 
 
-def plan(run: Run, num_images: int, world_size: int) -> Plan:
-    micro, accumulate = accumulation(run.batch, world_size)
+def plan(run: Run, num_images: int, world_size: int, batch: BatchSize | None = None) -> Plan:
+    """`batch` has other micro-batches than the run, if any."""
+    micro, accumulate = accumulation(batch or run.batch, world_size)
     order = Order(
         num_images=num_images,
         batch_size=run.batch.size,
@@ -78,6 +80,7 @@ class Parts:
     world: World
     splits: Splits
     plan: Plan
+    amendments: Amendments
     objective: Objective
     model: nn.Module
     """The objective as `sync` wrapped it: what the loop calls."""
@@ -119,6 +122,7 @@ class Parts:
             schedules.factor(schedule, step.number, plan.total_steps, plan.steps_per_epoch)
             for schedule in (run.schedule, run.decay_schedule)
         )
+        lr_factor *= self.amendments.rate(step.number)
         rates = plan.peak_lr * lr_factor, run.optim.weight_decay * decay_factor
         apply_rates(self.optimizer, *rates)
         return rates
@@ -159,8 +163,14 @@ class Parts:
             on_error=run.data.on_error,
             start_step=start_step,
             total_steps=max(1, plan.total_steps),
+            place=self.amendments.data_step,
             pin_memory=world.device.type == "cuda",
         )
+
+    def place(self, done: int) -> dict[str, int]:
+        """Where in the order of images a run is after `done` steps."""
+        epoch, step = divmod(self.amendments.data_step(done), self.plan.steps_per_epoch)
+        return {"epoch": epoch, "position": step * self.run.batch.size}
 
     def regroup(self, micro: int | None = None) -> None:
         """Share the batches anew after members joined or left; steps and schedules stay.
@@ -285,12 +295,13 @@ def build_net(run: Run, num_classes: int) -> tuple[nn.Module, list[str]]:
     return net, notes
 
 
-def build(run: Run, world: World) -> Parts:
+def build(run: Run, world: World, amended: Amendments | None = None) -> Parts:
+    amended = amended or Amendments()
     check_execution(run)
     check_whole(run)
     choose_algorithms(run.deterministic)
     splits = open_data(run)
-    numbers = plan(run, len(splits.train), world.size)
+    numbers = plan(run, len(splits.train), world.size, amended.batch(run, world))
     check_mix(run.augment, numbers.micro)
     net, load_report = build_net(run, len(splits.classes))
     objective = build_objective(run, net).to(world.device)
@@ -305,12 +316,13 @@ def build(run: Run, world: World) -> Parts:
         world=world,
         splits=splits,
         plan=numbers,
+        amendments=amended,
         objective=objective,
         model=sync.wrap(objective),
         sync=sync,
         sparsity=run.sparsity.build(),
         optimizer=optimizer,
-        precision=Precision(run.precision, world.device),
+        precision=Precision(amended.precision(run), world.device),
         guard=Guard(objective, optimizer),
         ema=Ema(objective.net, run.ema.decay, run.ema.warmup) if run.ema.decay else None,
         mix=build_mix(run.augment, len(splits.classes), getattr(run.objective, "smoothing", 0.0)),

@@ -1,11 +1,58 @@
-"""Steps left out, counted and told; and what happens after too many in a row."""
+"""Steps left out are counted and told; after too many in a row the run goes back and goes on.
+
+Going back is a new start in the same process: everything alive is built anew from the config, the
+checkpoint and what the faults have changed (`amendments`).
+"""
 
 from __future__ import annotations
 
-from graftwerk.axes import Step
-from graftwerk.errors import DivergedError
+import functools
+import gc
+import math
+from collections.abc import Callable
+
+import torch
+
+from graftwerk import amendments
+from graftwerk.amendments import Amendments, Rollback
+from graftwerk.axes import Step, World
+from graftwerk.checkpoint import Checkpoints
+from graftwerk.distributed import on_main
+from graftwerk.errors import DivergedError, GraftwerkError
 from graftwerk.ledger import Ledger
 from graftwerk.parts import Parts
+from graftwerk.run import Run
+
+Scores = dict[str, float]
+Attempt = Callable[[Run, World, Amendments], Scores]
+
+
+class BackError(GraftwerkError):
+    """The run goes on from an earlier checkpoint."""
+
+
+def recovering(attempt: Attempt) -> Callable[[Run, World], Scores]:
+    """`attempt`, made anew as often as the run goes back."""
+
+    @functools.wraps(attempt)
+    def train(run: Run, world: World) -> Scores:
+        while True:
+            amended = on_main(world, lambda: amendments.read(run.folder))
+            world.rollbacks = len(amended.rollbacks)
+            try:
+                return attempt(run, world, amended)
+            except BackError:
+                world.newcomer = False
+            _forget()
+
+    return train
+
+
+def _forget() -> None:
+    """Free what the last attempt has built, whose references go in circles."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def count(parts: Parts, step: Step, ledger: Ledger) -> None:
@@ -17,17 +64,63 @@ def count(parts: Parts, step: Step, ledger: Ledger) -> None:
         ledger.own("step_skipped", step=step.number + 1, reason=skip.reason, images=skip.images)
 
 
-def check(parts: Parts, done: int, agreed: int, ledger: Ledger) -> None:
-    """Raises `DivergedError` on all ranks after too many steps in a row were left out.
+def check(
+    parts: Parts, done: int, agreed: int, scores: Scores, checkpoints: Checkpoints, ledger: Ledger
+) -> int:
+    """The longest streak of steps left out, once it was told. A call of all ranks together.
 
-    `agreed` is the longest streak of any rank, some steps ago; replicated ranks know their own.
+    `agreed` is that of any rank some steps ago; replicated ranks know their own. A run that would
+    end in a streak, with scores that are not finite, is as lost as after a long one.
+
+    Raises `BackError` where the streak is too long, and `DivergedError` if that has not helped.
     """
     streak = parts.guard.streak if parts.sync.replicated else agreed
-    if streak:
-        ledger.gather()
-    if streak >= parts.run.faults.patience:
-        raise DivergedError(
-            f"{streak} steps in a row up to step {done} were left out, since their loss or "
-            "gradients were not finite; checkpoints of before are intact, and a lower "
-            "optim.lr, a warm-up or optim.clip may help"
-        )
+    if not streak:
+        return 0
+    ledger.gather()
+    lost = done == parts.plan.total_steps and not all(map(math.isfinite, scores.values()))
+    if streak < parts.run.faults.patience and not lost:
+        return streak
+    lag = 0 if parts.sync.replicated else getattr(parts.world.control, "lead", 1)
+    first = done - streak - lag
+    back = on_main(parts.world, lambda: _go_back(parts, checkpoints, done, first))
+    ledger.event(
+        "rollback",
+        step=done,
+        to=back.to,
+        reason=f"{streak} steps in a row were not finite",
+        precision=back.precision,
+        rate=back.rate,
+    )
+    raise BackError(f"goes on from step {back.to}")
+
+
+def _go_back(parts: Parts, checkpoints: Checkpoints, done: int, first: int) -> Rollback:
+    """Choose a checkpoint of before step number `first`, and remember what changes from there on.
+
+    Each serves once, unless there is no other: what is wrong may have begun before it.
+    """
+    run, before = parts.run, parts.amendments
+    steps = [entry.step for entry in checkpoints.entries()]
+    if len(before.rollbacks) >= run.faults.rollbacks:
+        raise DivergedError(_given_up(done, first, before, max(steps, default=0)))
+    good = [step for step in steps if step <= first]
+    served = {rollback.to for rollback in before.rollbacks}
+    to = next((step for step in good if step not in served), max(good, default=0))
+    checkpoints.forget(after=to)
+    after = before.back(run, at=done, to=to)
+    after.write(run.folder)
+    return after.rollbacks[-1]
+
+
+def _given_up(done: int, first: int, before: Amendments, newest: int) -> str:
+    tried = "".join(
+        f"\n  from step {r.at} back to {r.to}: precision={r.precision}, rate × {r.rate:g}"
+        for r in before.rollbacks
+    )
+    return (
+        f"the loss or its gradients are not finite in steps {max(0, first) + 1} to {done}, and "
+        f"going back has not helped{tried or ' (faults.rollbacks=0)'}\n"
+        f"the checkpoint of step {newest} is intact; a lower optim.lr, a warm-up or optim.clip may "
+        "help"
+    )

@@ -21,6 +21,7 @@ from graftwerk.sparsity.config import Dense, Sparsity
 from graftwerk.sync.config import AllReduce, Sync
 
 if TYPE_CHECKING:
+    from graftwerk.amendments import Amendments
     from graftwerk.axes import World
     from graftwerk.parts import Parts
 
@@ -164,11 +165,11 @@ class Run(Node):
         """What is built: `model`, or what the objective trains in its place."""
         return self.objective.network(self.model)
 
-    def build(self, world: World) -> Parts:
+    def build(self, world: World, amended: Amendments | None = None) -> Parts:
         """Everything alive that the loop needs, new for every call."""
         from graftwerk.parts import build
 
-        return build(self, world)
+        return build(self, world, amended)
 
 
 def accumulation(batch: BatchSize, world_size: int) -> tuple[int, int]:

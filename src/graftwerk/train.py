@@ -5,18 +5,21 @@ from __future__ import annotations
 
 import torch
 
+from graftwerk.amendments import Amendments
 from graftwerk.axes import World
 from graftwerk.observe import Observer
+from graftwerk.recovery import recovering
 from graftwerk.run import Run
 from graftwerk.seeding import seed_everything
 
 
-def train(run: Run, world: World) -> dict[str, float]:
+@recovering
+def train(run: Run, world: World, amended: Amendments) -> dict[str, float]:
     """Train to the end, from the newest checkpoint if there is one; the last scores.
 
     Raises `StoppedError` after a signal, with the state saved.
     """
-    p = run.build(world)
+    p = run.build(world, amended)
     with Observer(p) as observer:
         start = observer.resume()
         p.sync.attach(p.model, p.optimizer)

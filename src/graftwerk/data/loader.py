@@ -7,7 +7,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
@@ -107,9 +107,11 @@ def train_batches(
     start_step: int,
     total_steps: int,
     pin_memory: bool,
+    place: Callable[[int], int] = int,
 ) -> Iterator[Batch]:
     """A rank's micro-batches of the steps from `start_step` up to `total_steps`, in order.
 
+    A step has the batch that is `place(step)` in the order; its own number if nothing went wrong.
     One loader serves the whole rest of the run, so no epoch starts with waiting for processes.
 
     Raises:
@@ -118,7 +120,7 @@ def train_batches(
     keys, wanted = itertools.tee(
         part
         for step in range(start_step, total_steps)
-        for part in order.share(step, rank, world_size, micro)
+        for part in order.share(place(step), rank, world_size, micro)
     )
     dataset = Augmented(source, transform, seed, replace=on_error == "skip")
     for batch, part in zip(_load(dataset, keys, workers, pin_memory), wanted, strict=True):

@@ -26,6 +26,8 @@ from graftwerk.elastic.mesh import Frame, Mesh
 READY, DATA, ARRIVED, COMMIT, CANCEL, WITHDRAW = KINDS = range(6)
 PARAMETERS, GRADIENTS = 2, 8
 """The first of the mesh's channels for all `KINDS` of frames about these."""
+ERA = 40
+"""Bits of a step's number."""
 
 
 @dataclass
@@ -54,7 +56,10 @@ class Exchanges:
         is_lost: Callable[[int], bool],
         *,
         about: int = PARAMETERS,
+        era: int = 0,
     ) -> None:
+        """`era` grows where steps are made again, so that what was sent before is known by it."""
+        self._first = era << ERA
         self._mesh = mesh
         self._about = about
         self._num_pieces = num_pieces
@@ -89,7 +94,7 @@ class Exchanges:
         """
 
         def send() -> None:
-            self._mesh.send(uid, self._about + DATA, step, number, body, ready)
+            self._mesh.send(uid, self._about + DATA, self._first + step, number, body, ready)
             self.bytes_sent += body.numel()
 
         with self._mesh.changed:
@@ -153,7 +158,8 @@ class Exchanges:
         return self._mesh.uid < uid
 
     def _hear(self, frame: Frame) -> None:
-        uid, step, kind = frame.sender, frame.first, frame.channel - self._about
+        uid, kind = frame.sender, frame.channel - self._about
+        step = frame.first - self._first
         if step <= self._over:
             return  # decided, and the other end was told
         exchange = self._of(uid, step)
@@ -186,7 +192,7 @@ class Exchanges:
             self._settle(uid, step, exchange, happens=True)
 
     def _say(self, uid: int, kind: int, step: int) -> None:
-        self._mesh.send(uid, self._about + kind, step, 0)
+        self._mesh.send(uid, self._about + kind, self._first + step, 0)
 
     def _settle(self, uid: int, step: int, exchange: Exchange, *, happens: bool) -> None:
         exchange.happens = happens

@@ -76,16 +76,17 @@ class Gossip(axes.Sync):
                 self._config.patience,
                 self._group.is_lost,
                 about=about,
+                era=self._world.rollbacks,
             )
             for about in (PARAMETERS, GRADIENTS)
         )
         self._gradients = NodeGradients(gradients, self._buckets)
+        self._exchanges.listen(self._step)  # before anybody goes on from the agreement below
+        gradients.listen(self._step)
         if not self._world.newcomer:
             check_same(self._group, model)
             if not self._resumed:
                 self._start_equal(model)
-        self._exchanges.listen(self._step)
-        gradients.listen(self._step)
         if not self._world.newcomer and not self._adapts_first:
             self._send()
 
