@@ -71,8 +71,8 @@ class Observer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.logbook is not None:
-            self.logbook.close("finished" if kind is None else f"{kind.__name__}: {error}")
+        if self.ledger.logbook is not None:
+            self.ledger.logbook.close("finished" if kind is None else f"{kind.__name__}: {error}")
         self._exit.close()
 
     def resume(self) -> int:
@@ -171,11 +171,6 @@ class Observer:
         )
         return self.ledger.logbook
 
-    @property
-    def logbook(self) -> Logbook | None:
-        """Rank 0's."""
-        return self.ledger.logbook
-
     # ------------------------------------------------------------ after each step
 
     def after(
@@ -210,8 +205,8 @@ class Observer:
             raise StoppedError(signal, done)
         if done < step.total:
             self._follow_members(done)
-        if self.logbook is not None:
-            self.logbook.progress(done)
+        if self.ledger.logbook is not None:
+            self.ledger.logbook.progress(done)
 
     # ------------------------------------------------------------ members that come and go
 
@@ -239,10 +234,10 @@ class Observer:
         """Rank 0 writes the logs, whoever that is now."""
         world = self.parts.world
         self._generation = world.generation
-        if world.main and self.logbook is None:
+        if world.main and self.ledger.logbook is None:
             self._logbook_of_main(done)
-        elif not world.main and self.logbook is not None:
-            self.logbook.close("continued by another worker")
+        elif not world.main and self.ledger.logbook is not None:
+            self.ledger.logbook.close("continued by another worker")
             self.ledger.logbook = None
         members = " ".join(str(member.slot) for member in self._group().members)
         self.ledger.event("members", step=done, generation=world.generation, workers=members)
@@ -255,7 +250,7 @@ class Observer:
         elapsed, self._record_clock = now - self._record_clock, now
         steps, self._recorded = step.number + 1 - self._recorded, step.number + 1
         waited, self._waited = self._waited, 0.0
-        if self.logbook is None:
+        if self.ledger.logbook is None:
             return
         values = {
             "loss": loss,
@@ -269,7 +264,7 @@ class Observer:
         }
         if grad_norm is not None:
             values["grad_norm"] = grad_norm.item()
-        self.logbook.record(step.number + 1, step.epoch, values)
+        self.ledger.logbook.record(step.number + 1, step.epoch, values)
 
     # ------------------------------------------------------------ evaluation
 
@@ -289,11 +284,11 @@ class Observer:
         )
         self.best = value if better else self.best
         train_loss = self.meter.take(parts.world, Meter.EVALUATION)
-        if self.logbook is not None:
+        if self.ledger.logbook is not None:
             epoch = done / parts.plan.steps_per_epoch
-            self.logbook.row(epoch, {"train_loss": train_loss, **scores, "lr": lr})
+            self.ledger.logbook.row(epoch, {"train_loss": train_loss, **scores, "lr": lr})
             if facts := parts.sync.metrics():
-                self.logbook.event("replicas", step=done, **facts)
+                self.ledger.logbook.event("replicas", step=done, **facts)
         self._record_clock += time.monotonic() - began
         return better
 
@@ -310,8 +305,8 @@ class Observer:
                 to_device=parts.to_device,
                 on_problem=self.ledger.image_skipped,
             )
-            if draw_at is not None and self.logbook is not None:
-                self.pictures.draw(averaged, draw_at, self.logbook)
+            if draw_at is not None and self.ledger.logbook is not None:
+                self.pictures.draw(averaged, draw_at, self.ledger.logbook)
         return scores
 
     # ------------------------------------------------------------ checkpoints
@@ -320,11 +315,8 @@ class Observer:
         parts, began = self.parts, time.monotonic()
         self.samples.total(parts.world)
         self.ledger.gather()
-        own = {
-            "random": random_state(),
-            "meter": self.meter.state_dict(),
-            "streak": parts.guard.streak,
-        }
+        own = {"random": random_state(), "meter": self.meter.state_dict()}
+        own["streak"] = parts.guard.streak
         ranks = gather(parts.world, own) if parts.sync.replicated else [own]
         writes = parts.world.main or not parts.sync.replicated
         state = {
