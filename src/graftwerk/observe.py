@@ -315,7 +315,7 @@ class Observer:
         parts, began = self.parts, time.monotonic()
         self.samples.total(parts.world)
         self.ledger.gather()
-        own = {"random": random_state(), "meter": self.meter.state_dict()}
+        own: dict[str, Any] = {"random": random_state(), "meter": self.meter.state_dict()}
         own["streak"] = parts.guard.streak
         ranks = gather(parts.world, own) if parts.sync.replicated else [own]
         writes = parts.world.main or not parts.sync.replicated
