@@ -19,9 +19,11 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
+from timm.data.transforms_factory import create_transform
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -29,7 +31,6 @@ from graftwerk import axes, runfolder
 from graftwerk.axes import Step
 from graftwerk.config import override
 from graftwerk.data.config import Augment, Digits
-from graftwerk.data.transforms import train_transform
 from graftwerk.distributed import join
 from graftwerk.log.config import Log
 from graftwerk.optim.config import Optim
@@ -99,7 +100,10 @@ def config(folder: Path) -> Run:
 class Images(Dataset[tuple[torch.Tensor, int]]):
     def __init__(self, run: Run) -> None:
         self.source = run.data.open(run.seed).train
-        self.transform = train_transform(run.augment, run.data)
+        self.transform: Any = create_transform(
+            run.augment.height_width, is_training=True, interpolation="bicubic",
+            color_jitter=0.0, mean=run.data.mean, std=run.data.std,
+        )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.source)

@@ -51,7 +51,11 @@ def test_they_are_those_of_a_pass_in_training_mode(tmp_path: Path) -> None:
         with parts.sync.averaged(net) as averaged, recalibrated(parts, averaged):
             found = statistics(averaged)
         assert differences(dict(net.state_dict()), before) == []
-        return before, found, [batch.images_nchw for batch in parts.first_batches(BATCHES)]
+        return (
+            before,
+            found,
+            [parts.to_device(batch).images_nchw for batch in parts.first_batches(BATCHES)],
+        )
 
     (first, found, some), (second, same, others) = together(2, work)
     net = run.build(World()).objective.net

@@ -18,8 +18,20 @@ import torch
 from torch import Tensor, nn
 
 
+class Erased(NamedTuple):
+    """Boxes that random erasing covers with values of its own, after normalisation."""
+
+    boxes_k5: Tensor
+    """(image, top, left, rows, columns) of each, on the CPU."""
+    values: Tensor
+    """float32, all boxes' values one after the other, each [c, rows, columns]."""
+
+
 class Batch(NamedTuple):
-    """A micro-batch. Targets are class numbers [n], or probabilities [n, k] after mixing."""
+    """A micro-batch. Targets are class numbers [n], or probabilities [n, k] after mixing.
+
+    Images are uint8 as loaders hand them over, and float from `data.finish` on.
+    """
 
     images_nchw: Tensor
     targets: Tensor
@@ -27,6 +39,8 @@ class Batch(NamedTuple):
     """Positions [n] of the images in their data set."""
     problems: Sequence[str] = ()
     """A sentence for each image that could not be read, naming the file."""
+    erased: Erased | None = None
+    """What is still to be erased; None where nothing is, or all was."""
 
 
 class Output(NamedTuple):

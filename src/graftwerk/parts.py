@@ -13,8 +13,9 @@ from torch import nn
 from graftwerk.algorithms import check_execution, check_whole, choose_algorithms
 from graftwerk.amendments import Amendments
 from graftwerk.axes import Batch, Objective, Sparsity, Step, Sync, World
+from graftwerk.data.finish import Finish
 from graftwerk.data.loader import default_workers, eval_batches, train_batches
-from graftwerk.data.mix import Mix, build_mix, check_mix
+from graftwerk.data.mix import build_mix, check_mix
 from graftwerk.data.order import Order
 from graftwerk.data.source import Splits
 from graftwerk.data.transforms import eval_transform, train_transform
@@ -90,7 +91,8 @@ class Parts:
     precision: Precision
     guard: Guard
     ema: Ema | None
-    mix: Mix | None
+    finish: Finish
+    """From what loaders hand over to what the network sees."""
     load_report: list[str]
     """What loading pretrained weights left out, for people."""
 
@@ -103,17 +105,12 @@ class Parts:
         """This rank's share of a step, on the device and mixed; keeps the last one in `step`."""
         count, share = self.plan.accumulate, self.plan.share
         for number, batch in enumerate(itertools.islice(batches, count), start=1):
-            batch = self.to_device(batch)
-            step.batch = self.mix(batch) if self.mix is not None else batch
+            step.batch = self.finish(batch, mixed=True)
             yield Micro(step.batch, weight=len(batch.indices) / share, last=number == count)
 
     def to_device(self, batch: Batch) -> Batch:
-        device = self.world.device
-        layout = torch.channels_last if self.run.channels_last else torch.contiguous_format
-        return batch._replace(
-            images_nchw=batch.images_nchw.to(device, non_blocking=True, memory_format=layout),
-            targets=batch.targets.to(device, non_blocking=True),
-        )
+        """A loader's batch for the network, unmixed."""
+        return self.finish(batch)
 
     def apply_schedules(self, step: Step) -> tuple[float, float]:
         """Set learning rate and weight decay of this step, and return them."""
@@ -325,6 +322,11 @@ def build(run: Run, world: World, amended: Amendments | None = None) -> Parts:
         precision=Precision(amended.precision(run), world.device),
         guard=Guard(objective, optimizer),
         ema=Ema(objective.net, run.ema.decay, run.ema.warmup) if run.ema.decay else None,
-        mix=build_mix(run.augment, len(splits.classes), getattr(run.objective, "smoothing", 0.0)),
+        finish=Finish(
+            run.data,
+            world.device,
+            torch.channels_last if run.channels_last else torch.contiguous_format,
+            build_mix(run.augment, len(splits.classes), getattr(run.objective, "smoothing", 0.0)),
+        ),
         load_report=load_report,
     )

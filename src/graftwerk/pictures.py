@@ -30,7 +30,7 @@ class Pictures:
         """The same batches; the first images of the first of them are kept to be drawn."""
         for batch in batches:
             if self._shown is None:
-                images_nchw, targets, indices, _ = batch
+                images_nchw, targets, indices, *_ = batch
                 self._shown = Batch(images_nchw[:SHOWN], targets[:SHOWN], indices[:SHOWN])
             yield batch
 

@@ -9,6 +9,7 @@ import torch
 
 from graftwerk import config
 from graftwerk.axes import Batch
+from graftwerk.data.finish import Finish
 from graftwerk.data.transforms import eval_transform
 from graftwerk.errors import ConfigError, DataError, StorageError
 from graftwerk.log.pictures import write_grid
@@ -35,8 +36,10 @@ def reconstruct(
     objective.load_state_dict(state["parts"]["objective"])
     images_nchw = torch.stack([_read(image, run) for image in images])
     numbers = torch.arange(len(images)) + seed * len(images)
+    finish = Finish(run.data, torch.device("cpu"))
+    batch = finish(Batch(images_nchw, torch.zeros_like(numbers), numbers))
     with torch.inference_mode():
-        pictures = objective.pictures(Batch(images_nchw, torch.zeros_like(numbers), numbers))
+        pictures = objective.pictures(batch)
     try:
         write_grid(pictures["reconstruction"], target, mean=run.data.mean, std=run.data.std)
     except OSError as error:
@@ -53,7 +56,7 @@ def _read(path: Path, run: Run) -> torch.Tensor:
         run.data,
     )
     try:
-        return transform(path.read_bytes())
+        return transform(path.read_bytes()).image_chw
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.strerror})") from None
     except DataError as error:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
+from finished import trained
 from graftwerk.data.config import Augment, Folder
 from graftwerk.data.loader import seed_generators
 from graftwerk.data.transforms import train_transform
@@ -31,7 +32,7 @@ def photograph(
 def transformed(raw: bytes, key: int, decode: str, **keys: object) -> Tensor:
     augment = Augment.model_validate({"size": 64, "decode": decode, **keys})
     seed_generators(key)
-    return train_transform(augment, DATA)(raw)
+    return trained(augment, DATA)(raw)
 
 
 def psnr(one: Tensor, other: Tensor) -> float:
@@ -73,6 +74,25 @@ def test_other_files_go_through_pillow(rng: np.random.Generator):
     Image.fromarray(rng.integers(0, 256, (90, 80, 3), dtype=np.uint8)).save(buffer, "PNG")
     raw = buffer.getvalue()
     assert (transformed(raw, 3, "fast") == transformed(raw, 3, "exact")).all()
+
+
+def test_stored_pixels_take_the_same_crop(rng: np.random.Generator):
+    image = Image.open(io.BytesIO(photograph(rng, 90, 80)))
+    buffer = io.BytesIO()
+    image.save(buffer, "PPM")
+    for key in range(6):
+        fast, exact = (transformed(buffer.getvalue(), key, decode) for decode in ("fast", "exact"))
+        assert psnr(fast, exact) > 45
+    with pytest.raises(DataError, match="is no readable image"):
+        transformed(buffer.getvalue()[:-9], 3, "fast")
+
+
+def test_a_policy_follows_a_fast_crop(rng: np.random.Generator):
+    raw = photograph(rng, 90, 80)
+    keys: dict[str, object] = {"policy": "rand-m9-n1-mstd0.5-inc1", "erase": 0.5}
+    for key in range(4):
+        fast, exact = (transformed(raw, key, decode, **keys) for decode in ("fast", "exact"))
+        assert psnr(fast, exact) > 20
 
 
 def test_a_damaged_file_is_refused_like_by_pillow(rng: np.random.Generator):

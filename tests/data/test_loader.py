@@ -12,12 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
+from finished import same_batches
 from graftwerk.axes import Batch
 from graftwerk.data.config import Augment, Folder
-from graftwerk.data.loader import Augmented, default_workers, eval_batches, train_batches
+from graftwerk.data.loader import Augmented, Sample, default_workers, eval_batches, train_batches
 from graftwerk.data.order import Order
 from graftwerk.data.source import Source
-from graftwerk.data.transforms import Transform, eval_transform, train_transform
+from graftwerk.data.transforms import Pixels, Transform, eval_transform, train_transform
 from graftwerk.errors import DataError
 
 DATA = Folder.model_validate({"path": "."})
@@ -59,6 +60,11 @@ def evaluate(source: Source, **changes: Any) -> list[Batch]:
     return list(eval_batches(source, plain(), **{**options, **changes}))
 
 
+def image_of(sample: Sample) -> torch.Tensor:
+    assert sample.pixels is not None
+    return sample.pixels.image_chw
+
+
 def plain() -> Transform:
     return eval_transform(16, 1.0, "squash", "bicubic", DATA)
 
@@ -66,10 +72,7 @@ def plain() -> Transform:
 def assert_equal(one: list[Batch], other: list[Batch]) -> None:
     assert len(one) == len(other)
     for a, b in zip(one, other, strict=True):
-        assert torch.equal(a.images_nchw, b.images_nchw)
-        assert torch.equal(a.targets, b.targets)
-        assert torch.equal(a.indices, b.indices)
-        assert tuple(a.problems) == tuple(b.problems)
+        assert same_batches(a, b)
 
 
 def test_batches_follow_the_order_with_their_own_images_and_classes(images: Source):
@@ -130,13 +133,10 @@ def test_two_ranks_see_the_images_of_one(images: Source):
 def test_an_image_is_augmented_anew_in_every_epoch_and_repeat(images: Source):
     dataset = Augmented(images, train_transform(HEAVY, DATA), seed=5, replace=False)
     keys = [(0, 7, 0), (1, 7, 0), (0, 7, 1), (0, 8, 0)]
-    tensors = [dataset[key].image for key in keys]
-    again = [dataset[key].image for key in keys]
-    assert len({tensor.numpy().tobytes() for tensor in tensors if tensor is not None}) == 4
-    for one, other in zip(tensors, again, strict=True):
-        assert one is not None
-        assert other is not None
-        assert torch.equal(one, other)
+    tensors = [image_of(dataset[key]) for key in keys]
+    again = [image_of(dataset[key]) for key in keys]
+    assert len({tensor.numpy().tobytes() for tensor in tensors}) == 4
+    assert all(map(torch.equal, tensors, again))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -222,7 +222,7 @@ def test_evaluation_sees_every_image_once_over_all_ranks(images: Source, world_s
 def test_evaluation_images_are_the_transformed_ones(images: Source):
     for batch in evaluate(images):
         for index, image in zip(batch.indices.tolist(), batch.images_nchw, strict=True):
-            assert torch.equal(image, plain()(Image.open(images.name(index))))
+            assert torch.equal(image, plain()(Image.open(images.name(index))).image_chw)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -255,7 +255,7 @@ def test_evaluation_of_nothing_readable_stops(images: Source):
 
 
 def test_a_bug_in_a_transform_is_not_taken_for_a_bad_image(images: Source):
-    def broken(raw: object) -> torch.Tensor:
+    def broken(raw: object) -> Pixels:
         raise ZeroDivisionError(f"with {type(raw)}")
 
     with pytest.raises(ZeroDivisionError):
@@ -265,8 +265,7 @@ def test_a_bug_in_a_transform_is_not_taken_for_a_bad_image(images: Source):
 def test_the_dataset_travels_to_spawned_processes(images: Source):
     dataset = Augmented(images, train_transform(HEAVY, DATA), seed=5, replace=False)
     sample, again = dataset[(0, 1, 0)], pickle.loads(pickle.dumps(dataset))[(0, 1, 0)]
-    assert sample.image is not None
-    assert torch.equal(sample.image, again.image)
+    assert torch.equal(image_of(sample), image_of(again))
 
 
 def test_default_workers_share_the_cores_between_the_ranks():

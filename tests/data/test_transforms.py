@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pickle
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
+from finished import finished, trained
 from graftwerk.data.config import Augment, Data, Digits, Folder
 from graftwerk.data.loader import seed_generators
 from graftwerk.data.transforms import RandomResizedCrop, eval_transform, train_transform
@@ -56,7 +56,7 @@ def unnormalised(tensor: Tensor, data: Data) -> np.ndarray:
 
 def test_plain_training_is_the_normalised_image(rng: np.random.Generator):
     image = random_image(rng, 32, 32)
-    tensor = train_transform(Augment(size=32, **PLAIN), RGB)(image)
+    tensor = trained(Augment(size=32, **PLAIN), RGB)(image)
     expected = (np.asarray(image) / 255 - RGB.mean) / RGB.std
     np.testing.assert_allclose(tensor.permute(1, 2, 0), expected, atol=1e-5)
     assert tensor.dtype == torch.float32
@@ -66,7 +66,7 @@ def test_encoded_bytes_and_their_image_give_the_same(rng: np.random.Generator):
     image = random_image(rng)
     buffer = BytesIO()
     image.save(buffer, "png")
-    transform = train_transform(Augment(size=24, policy="rand-m9-mstd0.5-inc1", erase=0.5), RGB)
+    transform = trained(Augment(size=24, policy="rand-m9-mstd0.5-inc1", erase=0.5), RGB)
     tensors: list[Tensor] = []
     for raw in (image, buffer.getvalue()):
         seed_generators(7)
@@ -110,7 +110,7 @@ def test_random_resized_training_equals_timms(
         mean=RGB.mean,
         std=RGB.std,
     )
-    ours = train_transform(augment, RGB)
+    ours = trained(augment, RGB)
     for seed in range(10):
         image = random_image(rng)
         seed_generators(seed)
@@ -126,10 +126,7 @@ def test_every_policy_works_in_every_mode(
     rng: np.random.Generator, policy: str, mode: Literal["rgb", "grey"], interpolation: Any
 ):
     data = RGB if mode == "rgb" else GREY
-    transform = train_transform(
-        Augment(size=16, policy=policy, interpolation=interpolation, **PLAIN), data
-    )
-    pickle.loads(pickle.dumps(transform))
+    transform = trained(Augment(size=16, policy=policy, interpolation=interpolation, **PLAIN), data)
     image = random_image(rng, 16, 16)
     seen: set[bytes] = set()
     for seed in range(40):
@@ -153,7 +150,7 @@ def test_unknown_policy_is_named(policy: str):
 def test_pad_crop_is_a_window_of_the_padded_image(rng: np.random.Generator):
     image = random_image(rng, 8, 8)
     padded = np.pad(np.asarray(image), ((2, 2), (2, 2), (0, 0)))
-    transform = train_transform(Augment(size=8, crop="pad", padding=2, hflip=0.0), RGB)
+    transform = trained(Augment(size=8, crop="pad", padding=2, hflip=0.0), RGB)
     places: Counter[tuple[int, int]] = Counter()
     for seed in range(400):
         seed_generators(seed)
@@ -172,7 +169,7 @@ def test_pad_crop_is_a_window_of_the_padded_image(rng: np.random.Generator):
 def test_flips_come_as_often_as_asked(rng: np.random.Generator, hflip: float, vflip: float):
     image = random_image(rng, 6, 6)
     pixels = np.asarray(image)
-    transform = train_transform(Augment(size=6, crop="none", hflip=hflip, vflip=vflip), RGB)
+    transform = trained(Augment(size=6, crop="none", hflip=hflip, vflip=vflip), RGB)
     flipped = 0
     for seed in range(300):
         seed_generators(seed)
@@ -187,7 +184,7 @@ def test_flips_come_as_often_as_asked(rng: np.random.Generator, hflip: float, vf
 def test_erasing_happens_after_normalisation():
     augment = Augment(size=32, erase=1.0, erase_mode="const", **PLAIN)
     seed_generators(1)
-    erased = train_transform(augment, RGB)(Image.new("RGB", (32, 32), (255, 0, 0))) == 0
+    erased = trained(augment, RGB)(Image.new("RGB", (32, 32), (255, 0, 0))) == 0
     assert 0.02 * 0.5 < erased.float().mean() < 1 / 3 + 0.05
     assert torch.equal(erased[0], erased[2])
 
@@ -196,7 +193,7 @@ def test_jitter_gives_way_to_a_policy_but_not_to_3_augment(rng: np.random.Genera
     image = random_image(rng, 8, 8)
 
     def distinct(**options: Any) -> int:
-        transform = train_transform(Augment(size=8, **PLAIN, **options), RGB)
+        transform = trained(Augment(size=8, **PLAIN, **options), RGB)
         return len({transform(image).numpy().tobytes() for _ in range(20)})
 
     assert distinct(color_jitter=0.4) > 15
@@ -220,10 +217,10 @@ def test_any_image_fits_the_network(
         image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
     for data in (RGB, GREY):
         shape = data.channels, 10, 14
-        train = train_transform(Augment(size=(10, 14), crop=crop), data)
+        train = trained(Augment(size=(10, 14), crop=crop), data)
         assert {train(image).shape for _ in range(20)} == {shape}
         for crop_mode in ("center", "squash", "border"):
-            evaluate = eval_transform((10, 14), 0.875, crop_mode, "bicubic", data)
+            evaluate = finished(eval_transform((10, 14), 0.875, crop_mode, "bicubic", data), data)
             assert evaluate(image).shape == shape
 
 
@@ -249,7 +246,7 @@ def test_random_resized_crop_differs_from_timms_only_where_timms_is_empty():
 @pytest.mark.parametrize("size", [24, (24, 16)])
 @pytest.mark.parametrize("crop", [0.875, 1.0])
 def test_evaluation_equals_timms(rng: np.random.Generator, crop_mode: str, size: Any, crop: float):
-    ours = eval_transform(size, crop, crop_mode, "bicubic", RGB)
+    ours = finished(eval_transform(size, crop, crop_mode, "bicubic", RGB), RGB)
     theirs = timm_transform(
         size,
         crop_pct=crop,
@@ -266,20 +263,24 @@ def test_evaluation_equals_timms(rng: np.random.Generator, crop_mode: str, size:
 def test_convnext_evaluation(rng: np.random.Generator):
     """Below 384: side/.875 bicubic, then the centre; from 384: the whole image, warped."""
     image = random_image(rng, 300, 200)
-    below = unnormalised(eval_transform(56, 0.875, "center", "bicubic", RGB)(image), RGB)
+    below = unnormalised(
+        finished(eval_transform(56, 0.875, "center", "bicubic", RGB), RGB)(image), RGB
+    )
     resized = np.asarray(image.resize((64, 96), Image.Resampling.BICUBIC))
     np.testing.assert_allclose(below, resized[20:76, 4:60], atol=0.01)
-    from_384 = unnormalised(eval_transform(64, 1.0, "squash", "bicubic", RGB)(image), RGB)
+    from_384 = unnormalised(
+        finished(eval_transform(64, 1.0, "squash", "bicubic", RGB), RGB)(image), RGB
+    )
     warped = np.asarray(image.resize((64, 64), Image.Resampling.BICUBIC))
     np.testing.assert_allclose(from_384, warped, atol=0.01)
 
 
 def test_evaluation_draws_nothing_at_random(rng: np.random.Generator):
     image = random_image(rng)
-    transform = eval_transform(16, 0.875, "center", "random", RGB)
+    transform = finished(eval_transform(16, 0.875, "center", "random", RGB), RGB)
     assert torch.equal(transform(image), transform(image))
 
 
 def test_an_unreadable_image_is_a_data_error():
     with pytest.raises(DataError, match="is no readable image"):
-        train_transform(Augment(), RGB)(b"none")
+        trained(Augment(), RGB)(b"none")

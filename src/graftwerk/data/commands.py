@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from graftwerk.data.config import Data
     from graftwerk.data.source import Splits
 
-ARCHIVES = {".tar": "tar", ".zip": "zip", ".h5": "hdf5", ".hdf5": "hdf5"}
 SHOWN = 20
 """Problems that are named; all are counted."""
 
@@ -54,20 +53,9 @@ def described(path: Path, kind: str | None) -> Data:
     """The config of the data at `path`; its kind is told by what lies there."""
     from graftwerk.config import load
     from graftwerk.data.config import Data
+    from graftwerk.data.detect import kind_of
 
-    return load(Data, {"kind": kind or _kind(path), "path": path})
-
-
-def _kind(path: Path) -> str:
-    if path.suffix in ARCHIVES or "{" in path.name:
-        return ARCHIVES.get(path.suffix, "shards") if "{" not in path.name else "shards"
-    if not path.is_dir():
-        raise DataError(f"{path}: no folder, archive or HDF5 file; --kind says what it is")
-    if (path / "_info.json").exists():
-        return "shards"
-    return next(
-        (ARCHIVES[p.suffix] for p in path.iterdir() if p.suffix in (".tar", ".zip")), "folder"
-    )
+    return load(Data, {"kind": kind or kind_of(path), "path": path})
 
 
 @contextmanager

@@ -1,16 +1,20 @@
-"""From a JPEG file straight to the random crop that training takes of it.
+"""From a stored image straight to the random crop that training takes of it.
 
 libjpeg-turbo scales by 1/2, 1/4 or 1/8 while it decodes (a smaller inverse cosine transform), and
-torch resizes 8-bit pixels with antialiasing. The crop's distribution and the random numbers drawn
-for it are those of `transforms.RandomResizedCrop`; pixels differ by rounding where the crop needs
-all of the file's resolution, and more where decoding shrinks (docs/data.md has the numbers).
+torch resizes 8-bit pixels with antialiasing; stored pixels (PPM) are read in place. The crop's
+distribution and the random numbers drawn for it are those of `transforms.RandomResizedCrop`; pixels
+differ by rounding where the crop needs all of the file's resolution, and more where decoding
+shrinks (docs/benchmarks.md has the numbers).
 """
 
 from __future__ import annotations
 
 import random
+import re
+import threading
 from collections.abc import Callable
-from typing import cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import simplejpeg
@@ -18,18 +22,26 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import resized_crop
 
 from graftwerk.data.config import Augment, Mode
 from graftwerk.data.decode import decode
 
 JPEG = b"\xff\xd8"
+PPM = re.compile(rb"P6\n(\d+) (\d+)\n255\n")
 SHRINKS = (8, 4, 2)
+
+Box = tuple[int, int, int, int]
+"""(top, left, height, width)."""
 
 
 class DecodedCrop:
-    """Encoded bytes, or an image, → a random crop of it at `size`, as a PIL image.
+    """Encoded bytes, or an image, → a random crop of it at `size`: uint8 [3, h, w], or an image.
 
-    What is no ordinary colour JPEG goes through Pillow and `crop`, as without this class.
+    What is neither an ordinary colour JPEG nor a PPM goes through Pillow and `crop`, as without
+    this class.
     """
 
     def __init__(
@@ -40,27 +52,23 @@ class DecodedCrop:
         self.interpolation = augment.interpolation
         self.mode: Mode = mode
         self.crop = cast(Callable[[Image.Image], Image.Image], crop)
-        self.get_params = crop.get_params
+        self.get_params = cast(Callable[..., Box], crop.get_params)
 
-    def __call__(self, raw: bytes | Image.Image) -> Image.Image:
-        size = _size_of_jpeg(raw) if self.mode == "rgb" else None
-        if size is None:
+    def __call__(self, raw: bytes | Image.Image) -> Tensor | Image.Image:
+        stored = _stored(raw) if self.mode == "rgb" and isinstance(raw, bytes) else None
+        if stored is None:
             return self.crop(decode(raw, self.mode))
-        height, width = size
-        state = random.getstate()
-        box = self.get_params(Image.new("1", (width, height)), self.scale, self.ratio)
+        nothing = torch.empty((stored.height, stored.width), device="meta")
+        box = self.get_params(nothing, self.scale, self.ratio)
         mode = self.interpolation
         if mode == "random":
             mode = random.choice(("bilinear", "bicubic"))
-        factor = self._factor(box[2], box[3])
         try:
-            pixels = simplejpeg.decode_jpeg(
-                raw, "RGB", min_height=height // factor, min_width=width // factor
-            )
+            pixels = stored.part(box, self._factor(*box[2:]))
         except ValueError:  # Pillow decides whether it can be read, and says what is wrong
-            random.setstate(state)
-            return self.crop(decode(raw, self.mode))
-        return _resized(_part(pixels, height, width, box), self.size, mode)
+            image: Any = decode(raw, self.mode)
+            return resized_crop(image, *box, list(self.size), InterpolationMode(mode))
+        return _resized(pixels, self.size, mode)
 
     def _factor(self, height: int, width: int) -> int:
         """By how much decoding may shrink the image without the crop falling below `size`."""
@@ -68,32 +76,77 @@ class DecodedCrop:
         return next((f for f in SHRINKS if height >= f * rows and width >= f * columns), 1)
 
 
-def _size_of_jpeg(raw: bytes | Image.Image) -> tuple[int, int] | None:
-    """(rows, columns) of a colour JPEG file; None of anything else."""
-    if not isinstance(raw, bytes) or not raw.startswith(JPEG):
+@dataclass(frozen=True)
+class Jpeg:
+    raw: bytes
+    height: int
+    width: int
+
+    def part(self, box: Box, factor: int) -> np.ndarray:
+        """The box [h, w, 3] of the image, decoded at 1/`factor` of its size.
+
+        Raises `ValueError` where libjpeg-turbo objects to anything.
+        """
+        rows, columns = -(-self.height // factor), -(-self.width // factor)
+        pixels = simplejpeg.decode_jpeg(
+            self.raw,
+            "RGB",
+            min_height=self.height // factor,
+            min_width=self.width // factor,
+            buffer=_scratch(rows * columns * 3),
+        )
+        down, across = pixels.shape[0] / self.height, pixels.shape[1] / self.width
+        top, left = round(box[0] * down), round(box[1] * across)
+        bottom = max(round((box[0] + box[2]) * down), top + 1)
+        right = max(round((box[1] + box[3]) * across), left + 1)
+        return np.ascontiguousarray(pixels[top:bottom, left:right])
+
+
+@dataclass(frozen=True)
+class Ppm:
+    raw: bytes
+    start: int
+    """Where the pixels begin."""
+    height: int
+    width: int
+
+    def part(self, box: Box, factor: int) -> np.ndarray:
+        """The box [h, w, 3] of the image. Raises `ValueError` where it is cut off."""
+        del factor
+        pixels = np.frombuffer(self.raw, np.uint8, self.height * self.width * 3, self.start)
+        top, left, height, width = box
+        part = pixels.reshape(self.height, self.width, 3)[top : top + height, left : left + width]
+        return np.ascontiguousarray(part)
+
+
+def _stored(raw: bytes) -> Jpeg | Ppm | None:
+    """A colour JPEG file or a PPM; None of anything else."""
+    if header := PPM.match(raw):
+        return Ppm(raw, header.end(), height=int(header[2]), width=int(header[1]))
+    if not raw.startswith(JPEG):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(raw)
     except ValueError:
         return None
-    return (int(height), int(width)) if colours == "YCbCr" else None
+    return Jpeg(raw, int(height), int(width)) if colours == "YCbCr" else None
 
 
-def _part(
-    pixels_hwc: np.ndarray, height: int, width: int, box: tuple[int, int, int, int]
-) -> np.ndarray:
-    """The box (top, left, height, width) of an image that was decoded from `height` × `width`."""
-    down, across = pixels_hwc.shape[0] / height, pixels_hwc.shape[1] / width
-    top, left = round(box[0] * down), round(box[1] * across)
-    bottom = max(round((box[0] + box[2]) * down), top + 1)
-    right = max(round((box[1] + box[3]) * across), left + 1)
-    return pixels_hwc[top:bottom, left:right]
+_memory: dict[int, np.ndarray] = {}
 
 
-def _resized(pixels_hwc: np.ndarray, size: tuple[int, int], mode: str) -> Image.Image:
+def _scratch(size: int) -> np.ndarray:
+    """Memory to decode into, the same for every image of a thread: fresh pages cost time."""
+    thread = threading.get_ident()
+    found = _memory.get(thread)
+    if found is None or len(found) < size:
+        found = _memory[thread] = np.empty(size, np.uint8)
+    return found
+
+
+def _resized(pixels_hwc: np.ndarray, size: tuple[int, int], mode: str) -> Tensor | Image.Image:
     if mode not in ("bilinear", "bicubic"):
         resampling = Image.Resampling[mode.upper()]
         return Image.fromarray(pixels_hwc).resize((size[1], size[0]), resampling)
-    image_nchw = torch.from_numpy(np.ascontiguousarray(pixels_hwc)).permute(2, 0, 1)[None]
-    resized = F.interpolate(image_nchw, size, mode=mode, antialias=True)
-    return Image.fromarray(resized[0].permute(1, 2, 0).contiguous().numpy())
+    image_nchw = torch.from_numpy(pixels_hwc)[None].permute(0, 3, 1, 2)  # stays channels-last
+    return F.interpolate(image_nchw, size, mode=mode, antialias=True)[0]

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from graftwerk.axes import Batch
+from graftwerk.axes import Batch, Erased
 from graftwerk.data.order import Key, Order
 from graftwerk.data.source import Source
-from graftwerk.data.transforms import Transform
+from graftwerk.data.transforms import Pixels, Transform
 from graftwerk.errors import DataError
 
 OnError = Literal["fail", "skip"]
@@ -29,9 +29,9 @@ MAX_UNREADABLE = 100
 
 
 class Sample(NamedTuple):
-    """An image [c, h, w] as a loader process hands it over; None where it can't be read."""
+    """An image as a loader process hands it over; None where it can't be read."""
 
-    image: Tensor | None
+    pixels: Pixels | None
     target: int
     position: int
     problems: tuple[str, ...]
@@ -59,13 +59,13 @@ class Augmented(Dataset[Sample]):
             position = (index + offset) % len(self.source)
             try:
                 seed_generators(self.seed, epoch, index, repeat)
-                image, target = self._read(position)
-                return Sample(image, target, position, tuple(problems))
+                pixels, target = self._read(position)
+                return Sample(pixels, target, position, tuple(problems))
             except DataError as error:
                 problems.append(str(error))
         return Sample(None, -1, index, tuple(problems))
 
-    def _read(self, position: int) -> tuple[Tensor, int]:
+    def _read(self, position: int) -> tuple[Pixels, int]:
         raw, target = self.source.read(position)
         try:
             return self.transform(raw), target
@@ -177,7 +177,7 @@ def _load(
             dataset,
             batch_sampler=keys,  # pyright: ignore[reportArgumentType]
             num_workers=workers,
-            collate_fn=_collate,
+            collate_fn=collate,
             pin_memory=pin_memory,
             worker_init_fn=_outlive_signals,
             generator=torch.Generator(),  # else each loader draws from the global one
@@ -191,14 +191,31 @@ def _load(
         yield batch
 
 
-def _collate(samples: list[Sample]) -> Batch:
+def collate(samples: list[Sample]) -> Batch:
+    """The readable images of `samples`, and the problems of all."""
     problems = tuple(problem for sample in samples for problem in sample.problems)
-    read = [(s.image, s.target, s.position) for s in samples if s.image is not None]
+    read = [(s.pixels, s.target, s.position) for s in samples if s.pixels is not None]
     if not read:
         nothing = torch.empty(0, dtype=torch.int64)
         return Batch(torch.empty(0), nothing, nothing, problems)
-    images_nchw, targets, positions = default_collate(read)
-    return Batch(images_nchw, targets, positions, problems)
+    pixels, targets, positions = zip(*read, strict=True)
+    # Decoders write an image's channels side by side: so it is copied fastest.
+    images_nhwc: Tensor = default_collate([p.image_chw.permute(1, 2, 0) for p in pixels])
+    return Batch(
+        images_nhwc.permute(0, 3, 1, 2),
+        torch.tensor(targets),
+        torch.tensor(positions),
+        problems,
+        _erased(pixels),
+    )
+
+
+def _erased(pixels: Sequence[Pixels]) -> Erased | None:
+    patches = [(number, patch) for number, p in enumerate(pixels) for patch in p.patches]
+    if not patches:
+        return None
+    boxes = [(n, p.top, p.left, *p.values_chw.shape[1:]) for n, p in patches]
+    return Erased(torch.tensor(boxes), torch.cat([p.values_chw.flatten() for _, p in patches]))
 
 
 def _without_empty(batches: Iterator[Batch]) -> Iterator[Batch]:

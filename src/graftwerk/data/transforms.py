@@ -1,16 +1,20 @@
-"""From an image as it is stored to the normalised tensor that the network sees.
+"""From an image as it is stored to the pixels that the network sees, as bytes.
 
-timm's transforms in timm's order: crop, flips, policy, colour jitter, tensor, normalise, erase.
+timm's transforms in timm's order: crop, flips, policy, colour jitter. What follows, normalising and
+erasing, is left to `finish`, on the device; the boxes to erase are drawn here.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+import torch
 from PIL import Image
+from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation, ResizeKeepRatio
 from timm.data.transforms_factory import transforms_imagenet_eval, transforms_imagenet_train
 from torch import Tensor
@@ -21,6 +25,7 @@ from torchvision.transforms import (
     RandomCrop,
     TrivialAugmentWide,
 )
+from torchvision.transforms.functional import get_image_size, pil_to_tensor, to_pil_image
 
 from graftwerk.data.config import Augment, Data, Interpolation, Mode, Size, Table
 from graftwerk.data.decode import decode
@@ -28,8 +33,25 @@ from graftwerk.data.fast import DecodedCrop
 from graftwerk.data.source import Raw
 from graftwerk.errors import ConfigError
 
-Transform = Callable[[Raw], Tensor]
-"""What a source reads → a float tensor [c, h, w]."""
+
+class Patch(NamedTuple):
+    """A box of an image, and the normalised values [c, rows, columns] that cover it."""
+
+    top: int
+    left: int
+    values_chw: Tensor
+
+
+class Pixels(NamedTuple):
+    """An image as uint8 [c, h, w], or a row of a table as float32 [c, 1, 1]."""
+
+    image_chw: Tensor
+    patches: tuple[Patch, ...] = ()
+    """What random erasing puts over the normalised image, in this order."""
+
+
+Transform = Callable[[Raw], Pixels]
+"""Of what a source reads."""
 
 NUMBER = r"\d+(\.\d+)?"
 POLICY = re.compile(
@@ -65,24 +87,71 @@ def train_transform(augment: Augment, data: Data) -> Transform:
         color_jitter=augment.color_jitter or None,  # pyright: ignore[reportArgumentType]
         auto_augment=_timm_policy(augment),
         interpolation=warping,
-        mean=data.mean,
-        std=data.std,
-        re_prob=augment.erase,
-        re_mode=augment.erase_mode,
-        re_count=augment.erase_count,
+        mean=data.mean,  # policies fill with it
         separate=True,
     )
-    crop_and_flip, colour, to_tensor = cast(tuple[Compose, Compose, Compose], stages)
+    crop_and_flip, colour, _ = cast(tuple[Compose, Compose, Compose], stages)
+    colours = list(colour.transforms)
     if augment.policy == "trivial":
-        colour = TrivialAugmentWide(interpolation=InterpolationMode(_fixed(warping)))
-    return Compose(
-        [
-            *_decode_and_crop(augment, data.mode),
-            *crop_and_flip.transforms[1:],
-            colour,
-            to_tensor,
-        ]
+        colours = [TrivialAugmentWide(interpolation=InterpolationMode(_fixed(warping)))]
+    return Trained(
+        Compose(
+            [
+                *_decode_and_crop(augment, data.mode),
+                *crop_and_flip.transforms[1:],
+                *([as_image, *colours] if colours else []),
+            ]
+        ),
+        erasing(augment) if augment.erase else None,
     )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The transforms of training, one after the other."""
+
+    stages: Callable[[Any], Image.Image | Tensor]
+    erasing: RandomErasing | None
+
+    def __call__(self, raw: Raw) -> Pixels:
+        image_chw = as_tensor(self.stages(raw))
+        if self.erasing is None:
+            return Pixels(image_chw)
+        canvas = Canvas(image_chw)
+        self.erasing(canvas)
+        return Pixels(image_chw, tuple(canvas.patches))
+
+
+def erasing(augment: Augment) -> RandomErasing:
+    """As timm's transforms have it."""
+    return RandomErasing(
+        augment.erase, mode=augment.erase_mode, max_count=augment.erase_count, device="cpu"
+    )
+
+
+class Canvas:
+    """What timm's RandomErasing takes for a normalised image: remembers what is put where."""
+
+    dtype = torch.float32
+
+    def __init__(self, image_chw: Tensor) -> None:
+        self.size = image_chw.size
+        self.patches: list[Patch] = []
+
+    def __setitem__(self, box: tuple[slice, slice, slice], values: Tensor) -> None:
+        _, rows, columns = box
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        values_chw = values.expand(-1, height, width)
+        self.patches.append(Patch(rows.start, columns.start, values_chw))
+
+
+def as_tensor(image: Image.Image | Tensor) -> Tensor:
+    """uint8 [c, h, w]."""
+    return image if isinstance(image, Tensor) else pil_to_tensor(image)
+
+
+def as_image(image: Image.Image | Tensor) -> Image.Image:
+    return to_pil_image(image) if isinstance(image, Tensor) else image
 
 
 def eval_transform(
@@ -102,17 +171,17 @@ def eval_transform(
         crop_pct=crop,
         crop_mode=crop_mode,
         interpolation=_fixed(interpolation),
-        mean=data.mean,
-        std=data.std,
+        mean=data.mean,  # borders are filled with it
+        normalize=False,
     ).transforms
     if crop_mode == "border":
         resize = ResizeLongest(resize.size, longest=1.0, interpolation=_fixed(interpolation))
-    return Compose([partial(decode, mode=data.mode), resize, *rest])
+    return Trained(Compose([partial(decode, mode=data.mode), resize, *rest[:-1]]), None)
 
 
-def _row(raw: Raw) -> Tensor:
+def _row(raw: Raw) -> Pixels:
     assert isinstance(raw, Tensor)
-    return raw
+    return Pixels(raw)
 
 
 class RandomResizedCrop(RandomResizedCropAndInterpolation):
@@ -120,11 +189,12 @@ class RandomResizedCrop(RandomResizedCropAndInterpolation):
 
     @staticmethod
     def get_params(
-        img: Image.Image, scale: tuple[float, float], ratio: tuple[float, float]
+        img: Any, scale: tuple[float, float], ratio: tuple[float, float]
     ) -> tuple[int, int, int, int]:
         """(top, left, height, width) of the crop."""
         top, left, height, width = RandomResizedCropAndInterpolation.get_params(img, scale, ratio)
-        return min(top, img.height - 1), min(left, img.width - 1), max(height, 1), max(width, 1)
+        columns, rows = get_image_size(img)
+        return min(top, rows - 1), min(left, columns - 1), max(height, 1), max(width, 1)
 
 
 class ResizeLongest(ResizeKeepRatio):
