@@ -18,6 +18,7 @@ from graftwerk.checkpoint import Checkpoints
 from graftwerk.config import override
 from graftwerk.run import Run
 from graftwerk.train import train
+from graftwerk.verify import compare
 
 HERE = Path(__file__).parent
 TINY = f"{HERE / 'doubles.py'}:tiny"
@@ -78,17 +79,6 @@ def records(run_folder: Path, kind: str) -> list[dict[str, Any]]:
     return [record for record in map(json.loads, lines) if record["kind"] == kind]
 
 
-def differences(one: Any, other: Any, where: str = "") -> list[str]:
+def differences(one: Any, other: Any) -> list[str]:
     """The places where two states are not the same to the last bit."""
-    if isinstance(one, torch.Tensor):
-        return [] if torch.equal(one, other) and one.dtype == other.dtype else [where]
-    if isinstance(one, dict):
-        if one.keys() != other.keys():
-            return [f"{where}: keys"]
-        return [d for key in one for d in differences(one[key], other[key], f"{where}.{key}")]
-    if isinstance(one, list | tuple):
-        if len(one) != len(other):
-            return [f"{where}: length"]
-        pairs = enumerate(zip(one, other, strict=True))
-        return [d for i, (a, b) in pairs for d in differences(a, b, f"{where}[{i}]")]
-    return [] if one == other else [where]
+    return [str(difference) for difference in compare.differences(one, other)]

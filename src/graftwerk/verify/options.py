@@ -17,7 +17,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("recipe")
     sub.add_argument("--kills", type=int, default=5)
     sub.add_argument("--seed", type=int, help="of moments and kinds of kills; drawn if not given")
-    sub.add_argument("--run", metavar="NAME", help="kill only this run of a pipeline")
+    sub.add_argument("--run", metavar="NAME", help="kill only this run of a pipeline, as module_*")
     sub.add_argument(
         "--folder", type=Path, help="keep both trainings there; else they are removed when equal"
     )

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +70,12 @@ def verify_resume(
 
 
 def _victims(training: Training, only: str | None) -> list[str]:
-    if only is None:
-        return list(training.runs)
-    if only not in training.runs:
+    """The runs that are killed: all of them, or those that a name or pattern means."""
+    found = [name for name in training.runs if only is None or fnmatchcase(name, only)]
+    if only is not None and not found:
         hint = nearest(only, training.runs) or f"; there are: {', '.join(training.runs)}"
         raise ConfigError([f"--run: no run {only!r} in this recipe{hint}"])
-    return [only]
+    return found
 
 
 def draw(rng: random.Random, kills: int, steps: Mapping[str, int]) -> list[Point]:
