@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from graftwerk.errors import ConfigError
 from graftwerk.grid import grid, together
 from graftwerk.launch.sweep import Sweep
 from graftwerk.recipes import find_pipeline
@@ -46,6 +47,11 @@ def test_overrides_reach_every_run_of_a_grid() -> None:
     runs = grid(Run(), {"seed": range(3)}).configured({"epochs": 7})
     assert [run.epochs for run in runs.values()] == [7, 7, 7]
     assert len({run.folder for run in runs.values()}) == 3
+
+
+def test_runs_that_would_share_a_folder_are_no_grid() -> None:
+    with pytest.raises(ConfigError, match=r"batch\.micro: is no part of a run folder's name"):
+        grid(Run(), {"batch.micro": (8, 16)})
 
 
 MAIN = ("mlp_cifar10", "conv_cifar10", "lenet_fashion", "mlp_higgs", "resnet56_cifar10")
