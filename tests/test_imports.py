@@ -24,17 +24,18 @@ LAYERS = """
     pipeline train
     observe export
     runfolder pictures recalibrate recovery regroup saving
-    evaluate handover ledger
+    evaluate handover journal ledger watchdog
     parts
     runfile
     algorithms amendments
     run
     objectives sync sparsity data optim log
     models
+    writer board
     checkpoint meter nonfinite precision samples seeding signals
     distributed
-    elastic
-    axes paths
+    arrival elastic
+    axes lock pace paths snapshot storage
     config
     errors
     __init__

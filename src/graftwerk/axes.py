@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 
 
 class Erased(NamedTuple):
@@ -240,6 +241,8 @@ class World:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     control: Control | None = None
     """None where the size is 1 for good."""
+    store: Store | None = None
+    """What ranks of a fixed group tell each other outside of collectives."""
     generation: int = 0
     """How often the members have changed."""
     rollbacks: int = 0

@@ -15,7 +15,7 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -25,8 +25,11 @@ import torch
 from graftwerk.axes import World
 from graftwerk.distributed import from_main, gather, on_main
 from graftwerk.errors import CheckpointError, StorageError
+from graftwerk.storage import problem
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, FORMAT)
+"""Format 1 has no hash of the manifest itself."""
 State = dict[str, Any]
 
 
@@ -42,7 +45,8 @@ def atomic(path: Path) -> Generator[IO[bytes]]:
         partial.replace(path)
         sync_folder(path.parent)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise
 
 
@@ -82,26 +86,37 @@ class Entry:
     step: int
 
     def manifest(self) -> State:
-        """Raises `CheckpointError` where it is missing or no manifest."""
+        """Raises `CheckpointError` where it is missing, damaged, or another checkpoint's."""
         path = self.folder / "manifest.json"
         try:
-            manifest = json.loads(path.read_text())
-            if manifest["format"] != FORMAT:
-                raise CheckpointError(f"{path}: written in format {manifest['format']}")
-            return manifest
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            manifest = json.loads(path.read_bytes())
+            if manifest["format"] not in READABLE:
+                raise CheckpointError(
+                    f"{path}: written in format {manifest['format']}, by another version of "
+                    f"graftwerk; this one reads {READABLE[0]} to {FORMAT}"
+                )
+            if manifest["format"] > 1 and manifest.pop("sha256") != digest(manifest):
+                raise CheckpointError(f"{path}: its contents changed since it was written")
+            if manifest["step"] != self.step:
+                raise CheckpointError(f"{path}: is that of step {manifest['step']}")
+            _check_files(manifest["files"])
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{path}: {type(error).__name__}: {error}") from None
+        return manifest
 
     def verify(self) -> State:
         """The manifest, once every file has the size and hash that it names."""
         manifest = self.manifest()
         for name, facts in manifest["files"].items():
             path = self.folder / name
-            size = path.stat().st_size if path.exists() else None
-            if size != facts["bytes"]:
-                raise CheckpointError(f"{path}: {size} bytes instead of {facts['bytes']}")
-            if sha256(path) != facts["sha256"]:
-                raise CheckpointError(f"{path}: its contents changed since it was written")
+            try:
+                size = path.stat().st_size if path.exists() else None
+                if size != facts["bytes"]:
+                    raise CheckpointError(f"{path}: {size} bytes instead of {facts['bytes']}")
+                if sha256(path) != facts["sha256"]:
+                    raise CheckpointError(f"{path}: its contents changed since it was written")
+            except OSError as error:
+                raise CheckpointError(f"{path}: {error.strerror}") from None
         return manifest
 
     def state(self) -> State:
@@ -116,6 +131,22 @@ class Entry:
         own = {"sync": states[0]["parts"]["sync"]}
         shared = [state["parts"] | {"sync": None} for state in states]
         return states[0] | {"parts": average(shared) | own}
+
+
+def digest(manifest: State) -> str:
+    """The SHA-256 of a manifest's contents."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _check_files(files: Any) -> None:
+    """Raises ValueError, TypeError or KeyError for what no manifest says of its files."""
+    if not isinstance(files, dict) or not files:
+        raise TypeError("names no files")
+    for name, facts in files.items():
+        if not re.fullmatch(r"rank\d+\.pt", name):
+            raise ValueError(f"names a file {name!r}")
+        if not isinstance(facts["bytes"], int) or not isinstance(facts["sha256"], str):
+            raise TypeError(f"has no size and hash of {name}")
 
 
 def average(states: Sequence[Any]) -> Any:
@@ -149,18 +180,23 @@ class Checkpoints:
 
     def best(self) -> Entry | None:
         """The checkpoint with the best evaluation, where one was recorded and is still there."""
-        pointer = self.folder / "best.json"
-        if not pointer.exists():
+        try:
+            step = json.loads((self.folder / "best.json").read_bytes())["step"]
+        except (OSError, ValueError, LookupError, TypeError):
             return None
-        step = json.loads(pointer.read_text())["step"]
         return next((entry for entry in self.entries() if entry.step == step), None)
 
-    def newest_good(self) -> tuple[Entry | None, list[str]]:
-        """The newest entry that verifies, and why each newer one was passed over."""
+    def newest_good(self, config: str | None = None) -> tuple[Entry | None, list[str]]:
+        """The newest entry that verifies, and why each newer one was passed over.
+
+        With `config`, the hash of a run, one that was copied here from another run is passed over.
+        """
         rejected: list[str] = []
         for entry in self.entries():
             try:
-                entry.verify()
+                owner = entry.verify().get("config")
+                if config is not None and owner not in (None, config):
+                    raise CheckpointError(f"{entry.folder}: is of another run (config {owner})")
                 return entry, rejected
             except CheckpointError as error:
                 rejected.append(str(error))
@@ -176,6 +212,8 @@ class Checkpoints:
             )
         return None, []
 
+    # ------------------------------------------------------------ writing
+
     def save(
         self, step: int, state: State | None, *, facts: State, best: State | None = None
     ) -> Path:
@@ -184,53 +222,60 @@ class Checkpoints:
         `facts` go into the manifest; `best` (scores) makes this the best checkpoint.
         Raises `StorageError` on every rank if any could not write; older checkpoints are intact.
         """
-        target = self.folder / f"step-{step:08d}"
-        partial = target.with_name(f".{target.name}.partial")
-        failure = self._write_shard(partial, state)
-        shards = gather(self._world, failure)
-        problems = [shard for shard in shards if isinstance(shard, str)]
-        if not problems and self._world.main:
-            files = {name: facts for shard in shards if shard for name, facts in shard.items()}
-            manifest = {"format": FORMAT, "step": step, **facts, "files": files}
-            problems = self._publish(partial, target, manifest, best)
-        problems = from_main(self._world, problems)
-        if problems:
-            if self._world.main:
-                shutil.rmtree(partial, ignore_errors=True)
+        shards = gather(self._world, self.write_shard(step, state))
+        problems = self.publish(step, shards, facts, best) if self._world.main else []
+        if problems := from_main(self._world, problems):
             raise StorageError("\n".join([f"checkpoint of step {step} not saved:", *problems]))
-        return target
+        return self.path(step)
 
-    def _write_shard(self, partial: Path, state: State | None) -> State | str | None:
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def _partial(self, step: int) -> Path:
+        return self.folder / f".step-{step:08d}.partial"
+
+    def write_shard(self, step: int, state: State | None) -> State | str | None:
         """{file name: size and hash} of this rank's file; a sentence where writing failed."""
         if state is None:
             return None
-        name = f"rank{self._world.rank}.pt"
+        partial, name = self._partial(step), f"rank{self._world.rank}.pt"
         try:
-            partial.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(exist_ok=True)  # never the run's folder: its disk may be unmounted
+            partial.mkdir(exist_ok=True)
             with atomic(partial / name) as file:
                 torch.save(state, file)
             path = partial / name
             return {name: {"bytes": path.stat().st_size, "sha256": sha256(path)}}
         except (OSError, RuntimeError) as error:
-            return _storage_problem(partial / name, error)
+            return problem(partial / name, error)
 
-    def _publish(
-        self, partial: Path, target: Path, manifest: State, best: State | None
+    def publish(
+        self, step: int, shards: Sequence[State | str | None], facts: State, best: State | None
     ) -> list[str]:
+        """Give the shards that are written their name; sentences where that failed. Of rank 0."""
+        partial, target = self._partial(step), self.path(step)
+        problems = [shard for shard in shards if isinstance(shard, str)]
+        files = {n: f for shard in shards if isinstance(shard, dict) for n, f in shard.items()}
+        manifest = {"format": FORMAT, "step": step, **facts, "files": files}
+        manifest = json.loads(json.dumps(manifest))
         try:
-            with atomic(partial / "manifest.json") as file:
-                file.write(json.dumps(manifest, indent=1).encode())
-            if target.exists():
-                shutil.rmtree(target)
-            partial.rename(target)
-            sync_folder(self.folder)
-            if best is not None:
-                with atomic(self.folder / "best.json") as file:
-                    file.write(json.dumps({"step": manifest["step"], **best}).encode())
-            self._rotate()
+            if not problems:
+                with atomic(partial / "manifest.json") as file:
+                    whole = manifest | {"sha256": digest(manifest)}
+                    file.write(json.dumps(whole, indent=1).encode())
+                if target.exists():
+                    shutil.rmtree(target)
+                partial.rename(target)
+                sync_folder(self.folder)
+                if best is not None:
+                    with atomic(self.folder / "best.json") as file:
+                        file.write(json.dumps({"step": step, **best}).encode())
+                self._rotate()
         except OSError as error:
-            return [_storage_problem(target, error)]
-        return []
+            problems = [problem(target, error)]
+        if problems:
+            shutil.rmtree(partial, ignore_errors=True)
+        return problems
 
     def forget(self, *, after: int) -> None:
         """Remove what was saved after `after` steps, by one rank for all."""
@@ -244,13 +289,23 @@ class Checkpoints:
             if best is None or entry.step != best.step:
                 shutil.rmtree(entry.folder)
 
-    def resume(self, *, replicated: bool) -> tuple[State | None, State, list[str]]:
+    def clear(self) -> None:
+        """Remove what was left half-written by a process that was killed. Of rank 0, at a start."""
+        for partial in self.folder.glob(".step-*.partial"):
+            shutil.rmtree(partial, ignore_errors=True)
+
+    # ------------------------------------------------------------ reading
+
+    def resume(
+        self, *, replicated: bool, config: str | None = None
+    ) -> tuple[State | None, State, list[str]]:
         """(this rank's state, manifest, why newer checkpoints were rejected).
 
-        Rank 0 chooses: the newest checkpoint whose files are all intact. No checkpoint at all
-        gives no state. Raises `CheckpointError` where there are some and none is intact.
+        Rank 0 chooses: the newest checkpoint of this run (`config`) whose files are all intact. No
+        checkpoint at all gives no state. Raises `CheckpointError` where there are some and none is
+        intact.
         """
-        entry, rejected = on_main(self._world, self.newest_good)
+        entry, rejected = on_main(self._world, lambda: self.newest_good(config))
         if entry is None:
             return None, {}, rejected
         manifest = entry.manifest()
@@ -259,21 +314,3 @@ class Checkpoints:
             own = read_tensors(entry.folder / f"rank{self._world.rank}.pt")
             return own, manifest, rejected
         return entry.state(), manifest, rejected
-
-
-def _storage_problem(path: Path, error: Exception) -> str:
-    # torch.save reports a failed write as a RuntimeError; its cause is the OSError.
-    cause = next((e for e in _causes(error) if isinstance(e, OSError)), error)
-    reason = cause.strerror if isinstance(cause, OSError) else str(cause).splitlines()[0]
-    free = shutil.disk_usage(_existing(path)).free
-    return f"{path}: {reason} ({free / 2**20:.0f} MiB free); what was saved before is intact"
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _existing(path: Path) -> Path:
-    return next(parent for parent in path.absolute().parents if parent.exists())

@@ -7,16 +7,20 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed import (
+    DistError,  # pyright: ignore[reportPrivateImportUsage]
+)
 from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 
+from graftwerk.arrival import meet, open_store
 from graftwerk.axes import Control, World
-from graftwerk.errors import ConfigError, GraftwerkError
+from graftwerk.errors import AGAIN, ConfigError, GraftwerkError
 
 T = TypeVar("T")
 
@@ -41,10 +45,26 @@ def ranks_from_environment() -> tuple[int, int, int, int]:
     return 0, 1, 0, 1
 
 
-def first_host(nodelist: str) -> str:
-    """Of Slurm's ``gpu[07-09],login1``: ``gpu07``."""
+def hosts(nodelist: str) -> list[str]:
+    """Of Slurm's ``gpu[07-08],login1``: ``gpu07``, ``gpu08``, ``login1``."""
     command = ["scontrol", "show", "hostnames", nodelist]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+
+def first_host(nodelist: str) -> str:
+    return hosts(nodelist)[0]
+
+
+def expected_host(rank: int) -> str | None:
+    """Where srun starts a rank; None where another launcher does."""
+    env = os.environ
+    if "RANK" in env or "SLURM_STEP_NODELIST" not in env:
+        return None
+    for node, host in enumerate(hosts(env["SLURM_STEP_NODELIST"])):
+        rank -= tasks_on_node(env["SLURM_STEP_TASKS_PER_NODE"], node)
+        if rank < 0:
+            return host
+    return None
 
 
 def port_of_job(job: int) -> int:
@@ -72,6 +92,10 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
             [f"processes: local rank {local_rank} has no GPU of its own ({visible} visible)"]
         )
     return torch.device("cuda", local_rank)
+
+
+LEAVING = 10.0
+"""Seconds that a rank waits for the others at the end."""
 
 
 class Gloo:
@@ -103,15 +127,21 @@ class Gloo:
         return before[1].tolist()
 
     def finish(self) -> None:
+        """Let the last agreement arrive, unless others have ended without it."""
         if self._pending is not None:
-            self._pending[0].wait()
+            with suppress(RuntimeError):
+                self._pending[0].wait(timedelta(seconds=LEAVING))
 
 
 @contextmanager
-def join(device: str, *, timeout: float | None = None) -> Generator[World]:
+def join(
+    device: str, *, timeout: float | None = None, start_timeout: float = 600.0
+) -> Generator[World]:
     """The group of this run, left again on exit.
 
     With a `timeout` it survives the death of members, given up after so many seconds of silence.
+    Raises MissingError where not all come within `start_timeout` seconds, and PeerLostError where
+    the connection to another rank breaks later.
     """
     rank, size, local_rank, local_size = ranks_from_environment()
     world = World(rank, size, local_rank, local_size, choose_device(device, local_rank))
@@ -120,38 +150,63 @@ def join(device: str, *, timeout: float | None = None) -> Generator[World]:
     if size == 1:
         yield world
     elif timeout is None:
-        with _fixed(world):
+        with _fixed(world, start_timeout):
             yield world
     else:
         with _elastic(world, timeout):
             yield world
 
 
+class PeerLostError(GraftwerkError):
+    """Another rank of the group has ended, or can't be reached."""
+
+    exit_code = AGAIN
+
+
 @contextmanager
-def _fixed(world: World) -> Generator[None]:
+def _fixed(world: World, start_timeout: float) -> Generator[None]:
     backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
-    place = _meeting_place(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"], world)
-    dist.init_process_group(backend, store=place, rank=world.rank, world_size=world.size)
+    store = world.store = _meeting_place(world, start_timeout)
+    meet(store, world, start_timeout, expected_host)
+    dist.init_process_group(
+        backend,
+        store=store,
+        rank=world.rank,
+        world_size=world.size,
+        timeout=timedelta(seconds=start_timeout),
+    )
     control = world.control = Gloo()
     try:
         yield
+    except RuntimeError as error:
+        if not isinstance(error, DistError) and "gloo" not in str(error):
+            raise
+        raise PeerLostError(f"lost another rank: {str(error).splitlines()[0]}") from None
     finally:
         control.finish()
         dist.destroy_process_group()
+
+
+def shorten_timeout(seconds: float) -> None:
+    """Of collectives on gradients, once training has warmed up; facts may go on taking longer."""
+    set_timeout = getattr(dist, "set_timeout", None)  # not in every torch
+    if dist.is_initialized() and set_timeout is not None:
+        set_timeout(timedelta(seconds=seconds))
 
 
 _groups = itertools.count()
 _stores: dict[tuple[str, str], Store] = {}
 
 
-def _meeting_place(host: str, port: str, world: World) -> Store:
+def _meeting_place(world: World, timeout: float) -> Store:
     """A part of the ranks' store for one group; the store itself outlives the groups of all runs.
 
     The port could not be opened again at once, and a group must not read an earlier one's keys.
     """
-    if (host, port) not in _stores:
-        _stores[host, port] = next(rendezvous("env://", world.rank, world.size))[0]
-    return PrefixStore(f"group-{next(_groups)}", _stores[host, port])
+    place = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    if place not in _stores:
+        _stores[place] = open_store(world.rank, timeout)
+    return PrefixStore(f"group-{next(_groups)}", _stores[place])
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -13,26 +12,25 @@ from typing import Any, Self
 
 import torch
 
-from graftwerk import config, recovery
+from graftwerk import recovery
 from graftwerk.axes import Batch, Step
 from graftwerk.checkpoint import Checkpoints
 from graftwerk.distributed import gather, on_main
 from graftwerk.elastic.group import Group
 from graftwerk.evaluate import evaluate
+from graftwerk.journal import open_journal
 from graftwerk.ledger import Ledger
-from graftwerk.log.files import replace
-from graftwerk.log.logbook import Logbook, open_logbook
+from graftwerk.log.logbook import Logbook
 from graftwerk.meter import Meter
-from graftwerk.models.factory import count_parameters
 from graftwerk.parts import Parts
 from graftwerk.pictures import Pictures
 from graftwerk.recalibrate import recalibrated
 from graftwerk.regroup import difference, shape
-from graftwerk.run import batch_in_words
 from graftwerk.samples import Samples
-from graftwerk.saving import SaveInterval
+from graftwerk.saving import Saving
 from graftwerk.seeding import random_state, restore_random_state
 from graftwerk.signals import Agreement, StoppedError
+from graftwerk.watchdog import guarding
 
 
 class Observer:
@@ -43,7 +41,9 @@ class Observer:
         run, plan = parts.run, parts.plan
         self.folder: Path = run.folder
         self.checkpoints = Checkpoints(self.folder / "checkpoints", parts.world, keep=run.save.keep)
-        self.agreement = Agreement(parts.world)
+        self.agreement = Agreement(parts.world, margin=run.faults.margin)
+        self.watchdog = guarding(run.faults, self.folder, parts.world)
+        self.watchdog.pace.follow(parts.objective)
         self.meter = Meter(parts.world.device)
         self.samples = Samples()
         self.pictures = Pictures(parts, self.folder)
@@ -51,18 +51,19 @@ class Observer:
         self.best: float | None = None
         self.run_id: str | None = None
         self.ledger = Ledger(parts.world)
+        self.saving = Saving(parts, self.checkpoints, self.ledger.event)
         self._owed = False
         """A checkpoint is due as soon as steps count again."""
         self._waited = 0.0
         self._generation = parts.world.generation
         self._evaluate_every = max(1, round(run.evaluate.every * plan.steps_per_epoch))
-        self._due = SaveInterval(run.save.every, plan.steps_per_epoch)
         self._exit = contextlib.ExitStack()
 
     # ------------------------------------------------------------ life of a run
 
     def __enter__(self) -> Self:
         self._exit.enter_context(self.agreement.listening())
+        self._exit.enter_context(self.watchdog.watching())
         return self
 
     def __exit__(
@@ -71,6 +72,8 @@ class Observer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if kind is not None and not issubclass(kind, KeyboardInterrupt):
+            self.saving.writer.wait_alone()
         if self.ledger.logbook is not None:
             self.ledger.logbook.close("finished" if kind is None else f"{kind.__name__}: {error}")
         self._exit.close()
@@ -83,7 +86,11 @@ class Observer:
         parts = self.parts
         if parts.world.newcomer:
             return self._enter()
-        state, manifest, rejected = self.checkpoints.resume(replicated=parts.sync.replicated)
+        if parts.world.main:
+            self.checkpoints.clear()
+        state, manifest, rejected = self.checkpoints.resume(
+            replicated=parts.sync.replicated, config=parts.run.hash
+        )
         start = 0
         if state is None:
             parts.begin()
@@ -107,7 +114,6 @@ class Observer:
             self.ledger.event("pretrained", note=line)
         self._recorded = start
         self._record_clock = time.monotonic()
-        self._due.restart()
         return start
 
     def _enter(self) -> int:
@@ -118,14 +124,13 @@ class Observer:
         self.load_state_dict(state["observer"])
         self._recorded = state["step"]
         self._record_clock = time.monotonic()
-        self._due.restart()
         self._regrouped(state["step"])
         return state["step"]
 
     def finish(self) -> dict[str, float]:
         """The last scores; of a run without steps, the only ones."""
         if self.parts.plan.total_steps == 0:
-            self.save(0, better=self._evaluate(0, lr=0.0))
+            self.save(0, better=self._evaluate(0, lr=0.0), last=True)
         self.ledger.event("finished", **self.scores)
         return self.scores
 
@@ -134,7 +139,9 @@ class Observer:
         while True:
             began = time.monotonic()
             batch = next(batches, None)
-            self._waited += time.monotonic() - began
+            waited = time.monotonic() - began
+            self._waited += waited
+            self.watchdog.pace.busy += waited
             if batch is None:
                 return
             for problem in batch.problems:
@@ -147,28 +154,7 @@ class Observer:
         self.run_id = on_main(self.parts.world, lambda: self._logbook_of_main(start).run_id)
 
     def _logbook_of_main(self, start: int) -> Logbook:
-        parts, plan = self.parts, self.parts.plan
-        run, world = parts.run, parts.world
-        facts = {
-            "images": len(parts.splits.train),
-            "batch": batch_in_words(run.batch.size, world.size, plan.accumulate, plan.micro),
-            "steps": plan.total_steps,
-            "peak_lr": plan.peak_lr,
-            "parameters": count_parameters(parts.objective.net),
-            "device": str(world.device),
-        }
-        classes = {"classes": list(parts.splits.classes)}
-        replace(self.folder / "facts.json", json.dumps(facts | classes, indent=1).encode())
-        self.ledger.logbook = open_logbook(
-            self.folder,
-            run.log,
-            run=config.dump(run),
-            facts=facts,
-            run_id=self.run_id,
-            resumed_at=start,
-            total_steps=plan.total_steps,
-            steps_per_epoch=plan.steps_per_epoch,
-        )
+        self.ledger.logbook = open_journal(self.parts, self.run_id, start)
         return self.ledger.logbook
 
     # ------------------------------------------------------------ after each step
@@ -192,19 +178,29 @@ class Observer:
             self._record(step, rates, grad_norm)
         better = False
         if done % self._evaluate_every == 0 or done == step.total:
-            better = self._evaluate(done, rates[0])
-        signal, clock_says_save, streak = self.agreement.at_boundary(
-            save=parts.world.main and self._due.by_clock(), streak=parts.guard.streak
+            with self.watchdog.slowly("evaluating"):
+                better = self._evaluate(done, rates[0])
+        agreed = self.agreement.at_boundary(
+            save=parts.world.main and self.saving.due.by_clock(),
+            streak=parts.guard.streak,
+            written=self.saving.writer.flag(done),
         )
+        self.saving.follow(agreed.written)
+        streak = parts.guard.streak if parts.sync.replicated else agreed.streak
+        if streak:
+            self.saving.finish()
         streak = recovery.check(parts, done, streak, self.scores, self.checkpoints, self.ledger)
-        self._owed = self._owed or clock_says_save or self._due.at_step(done)
-        if (self._owed and not streak) or better or signal or done == step.total:
-            self.save(done, better=better)
+        self._owed = self._owed or agreed.save or self.saving.due.at_step(done)
+        signal, last = agreed.signal, bool(agreed.signal) or done == step.total
+        if (self._owed and not streak) or better or last:
+            with self.watchdog.slowly("saving"):
+                self.save(done, better=better, last=last)
         if signal and done < step.total:
             self.ledger.event("stopped", signal=signal, step=done)
             raise StoppedError(signal, done)
         if done < step.total:
             self._follow_members(done)
+        self.watchdog.moved(done)
         if self.ledger.logbook is not None:
             self.ledger.logbook.progress(done)
 
@@ -218,6 +214,8 @@ class Observer:
         """Admit newcomers, and share the work among those that are there from the next step on."""
         parts = self.parts
         if isinstance(parts.world.control, Group):
+            if parts.world.control.newcomers:
+                self.saving.finish()
             parts.world.control.admit(
                 lambda: {
                     "step": done,
@@ -250,6 +248,8 @@ class Observer:
         elapsed, self._record_clock = now - self._record_clock, now
         steps, self._recorded = step.number + 1 - self._recorded, step.number + 1
         waited, self._waited = self._waited, 0.0
+        for straggler in self.watchdog.news():
+            self.ledger.event("straggler", step=step.number + 1, **straggler)
         if self.ledger.logbook is None:
             return
         values = {
@@ -311,7 +311,7 @@ class Observer:
 
     # ------------------------------------------------------------ checkpoints
 
-    def save(self, done: int, *, better: bool) -> None:
+    def save(self, done: int, *, better: bool, last: bool) -> None:
         parts, began = self.parts, time.monotonic()
         self.samples.total(parts.world)
         self.ledger.gather()
@@ -331,13 +331,10 @@ class Observer:
             "finished": done == parts.plan.total_steps,
             "scores": self.scores,
         }
-        path = self.checkpoints.save(
-            done, state if writes else None, facts=facts, best=self.scores if better else None
-        )
-        self._due.restart()
+        best = self.scores if better else None
+        self.saving.save(done, state if writes else None, facts=facts, best=best, last=last)
         self._owed = False
         self._record_clock += time.monotonic() - began
-        self.ledger.event("saved", path=str(path), best=better)
 
     def state_dict(self) -> dict[str, Any]:
         own = {"scores": self.scores, "best": self.best, "run_id": self.run_id}

@@ -90,6 +90,10 @@ class Save(Node):
     every: Interval = "1 epoch"
     keep: int = Field(default=2, ge=1)
     """Newest checkpoints kept; the best one is kept beside them."""
+    asynchronous: bool = True
+    """Copy the state to memory and write it while training goes on; never more than one behind."""
+    patience: float = Field(default=30.0, ge=0)
+    """Seconds during which the last save is tried again where the disk takes no more."""
 
 
 class Faults(Node):
@@ -104,6 +108,17 @@ class Faults(Node):
     """What else changes where it goes back: nothing, fp16 → bf16 → fp32, or the learning rate."""
     factor: float = Field(default=0.5, gt=0, lt=1)
     """On the learning rate."""
+    start_timeout: float = Field(default=1200.0, gt=0)
+    """Seconds within which all processes must have come, and that the first steps, an evaluation
+    or a save may take."""
+    hang: float | None = Field(default=20.0, ge=2)
+    """Median steps without progress after which a run is ended, to be started again; null: never.
+    """
+    hang_floor: float = Field(default=300.0, gt=0)
+    """Seconds without progress that are no hang, however short a step is."""
+    margin: float = Field(default=60.0, ge=0)
+    """Seconds before the end of a Slurm job at which a run saves and ends by itself; at most a tenth
+    of the job's time."""
 
 
 class Run(Node):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,32 +10,42 @@ from typing import Any
 
 from graftwerk import runfile
 from graftwerk.axes import World
-from graftwerk.checkpoint import Checkpoints, Entry, atomic
+from graftwerk.checkpoint import Checkpoints, Entry
 from graftwerk.errors import CheckpointError, ConfigError, StorageError
+from graftwerk.lock import FolderLock
+from graftwerk.log.files import replace
 from graftwerk.run import Run
+from graftwerk.storage import problem
 
 
-def prepare(run: Run) -> Path | None:
+def prepare(run: Run, lock: FolderLock | None = None) -> Path | None:
     """Make the folder of `run` with its `run.json`; where an old run was moved, its new name.
 
-    With `resume=never` a folder that is already there is kept under another name.
-    Raises ConfigError where the folder's run was begun when defaults were others.
+    With `resume=never` a folder that is already there is kept under another name. Raises
+    LockedError where another process has the `lock`, and ConfigError where the folder's run was
+    begun when defaults were others.
     """
-    moved = _set_aside(run.folder) if run.resume == "never" else None
-    runfile.check_defaults(run)
     try:
+        moved = _set_aside(run.folder) if run.resume == "never" else None
+        runfile.check_defaults(run)
         run.folder.mkdir(parents=True, exist_ok=True)
+        if lock is not None:
+            lock.acquire()
         for name, text in runfile.contents(run).items():
-            with atomic(run.folder / name) as file:
-                file.write(text.encode())
+            file, contents = run.folder / name, text.encode()
+            if not file.exists() or file.read_bytes() != contents:
+                replace(file, contents)
     except OSError as error:
-        raise StorageError(f"{run.folder}: {error.strerror}; log.folder=… names another") from None
+        told = problem(run.folder / "run.json", error)
+        raise StorageError(f"{told}; log.folder=… names another") from None
     return moved
 
 
 def _set_aside(folder: Path) -> Path | None:
     if not folder.exists():
         return None
+    with contextlib.closing(FolderLock(folder)) as lock:
+        lock.acquire()
     names = (folder.with_name(f"{folder.name}.old{number}") for number in range(1, 10**6))
     return folder.rename(next(name for name in names if not name.exists()))
 

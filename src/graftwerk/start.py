@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from graftwerk import config, handover, runfolder
 from graftwerk.axes import Objective, World
 from graftwerk.distributed import join, on_main
 from graftwerk.errors import DataError
+from graftwerk.lock import FolderLock
 from graftwerk.models.factory import count_parameters
 from graftwerk.parts import build_net, build_objective, open_data, plan
 from graftwerk.run import Run, batch_in_words
@@ -26,9 +28,17 @@ def start(run: Run, began: Callable[[Path], None] | None = None) -> dict[str, fl
 
     run.data.staged()  # may take minutes, which a process group would not wait for
     elastic = run.sync.elastic
-    with join(run.device, timeout=elastic.timeout if elastic else None) as world:
-        done = None if world.newcomer else _prepare(run, world, began)
+    with (
+        join(
+            run.device,
+            timeout=elastic.timeout if elastic else None,
+            start_timeout=run.faults.start_timeout,
+        ) as world,
+        contextlib.closing(FolderLock(run.folder)) as lock,
+    ):
+        done = None if world.newcomer else _prepare(run, world, lock, began)
         if done is None:
+            lock.keep(wanted=lambda: world.main)
             return train(run, world)
     if world.main:
         print(f"{run.folder} is finished; resume=never trains it anew")
@@ -37,12 +47,12 @@ def start(run: Run, began: Callable[[Path], None] | None = None) -> dict[str, fl
 
 
 def _prepare(
-    run: Run, world: World, began: Callable[[Path], None] | None
+    run: Run, world: World, lock: FolderLock, began: Callable[[Path], None] | None
 ) -> dict[str, float] | None:
     """Rank 0 makes the folder; the scores if there is nothing left to train."""
 
     def prepare() -> dict[str, float] | None:
-        moved = runfolder.prepare(run)
+        moved = runfolder.prepare(run, lock)
         if moved is not None:
             print(f"the earlier run is kept as {moved}")
         done = runfolder.finished(run)

@@ -7,9 +7,11 @@ terminal itself, never comes by. Only Python's own `sys.stdout` and `sys.stderr`
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -21,6 +23,8 @@ from typing_extensions import override
 from graftwerk.errors import GraftwerkError
 from graftwerk.log.sink import Sink
 
+PAUSE = 30.0
+"""Seconds before a file that could not be written is tried again."""
 CONTROL_CODES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07")
 
 
@@ -30,15 +34,23 @@ class Tee:
     def __init__(self, terminal: TextIO, path: Path) -> None:
         self.terminal = terminal
         self._front: Any = terminal
-        self._file: TextIO | None = path.open("a", buffering=1, encoding="utf-8", errors="replace")
+        self._path = path
+        self._file: TextIO | None = self._opened()
+        self._open_again = math.inf
         self._process = os.getpid()
 
+    def _opened(self) -> TextIO:
+        return self._path.open("a", buffering=1, encoding="utf-8", errors="replace")
+
     def write(self, text: str) -> int:
-        if self._file is not None:
-            try:
+        try:
+            if self._file is None and time.monotonic() > self._open_again:
+                self._file = self._opened()
+            if self._file is not None:
                 self._file.write(CONTROL_CODES.sub("", text))
-            except (OSError, ValueError):  # a full disk; training and the terminal go on
-                self._forget()
+        except (OSError, ValueError):  # a full disk; training and the terminal go on
+            self._forget()
+            self._open_again = time.monotonic() + PAUSE
         with contextlib.suppress(OSError):  # the terminal went away
             # A forked loader worker must not draw the bar of its parent.
             (self._front if os.getpid() == self._process else self.terminal).write(text)
@@ -65,6 +77,7 @@ class Tee:
     def close(self) -> None:
         self.behind(None)
         self._forget()
+        self._open_again = math.inf
 
     def _forget(self) -> None:
         file, self._file = self._file, None

@@ -8,6 +8,7 @@ the lines that were overtaken.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -27,12 +28,23 @@ class Lines:
     """A file of JSON lines, open for appending.
 
     What a crash or a full disk left half-written gets a newline of its own, so that every other
-    line stays valid JSON. Each line reaches the operating system before `write` returns.
+    line stays valid JSON. Each line reaches the operating system before `write` returns. Where
+    the file was deleted, or its server lost it, it is made anew.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("ab+", buffering=0)
+        self._path = path
+        self._open()
+
+    def _open(self) -> None:
+        self._file = self._path.open("ab+", buffering=0)
         self._torn = self._ends_torn()
+
+    def _is_gone(self) -> bool:
+        try:
+            return os.fstat(self._file.fileno()).st_nlink == 0
+        except OSError:
+            return True
 
     def _ends_torn(self) -> bool:
         if self._file.seek(0, os.SEEK_END) == 0:
@@ -42,11 +54,15 @@ class Lines:
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Raises OSError where the disk takes no more; the next call may succeed."""
+        if self._is_gone():
+            self._file.close()
+            self._open()
         contents = b"\n" * self._torn + encode(line)
         self._torn = True
         written = self._file.write(contents)
         if written != len(contents):
-            raise OSError(f"{self._file.name}: only {written} of {len(contents)} bytes fitted")
+            fitted = f"only {written} of {len(contents)} bytes fitted"
+            raise OSError(errno.ENOSPC, fitted, str(self._path))
         self._torn = False
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ from graftwerk.log.metrics_csv import MetricsCsv
 from graftwerk.log.sink import Sink
 from graftwerk.log.system import SystemMetrics
 from graftwerk.log.versions import Environment
+from graftwerk.storage import advice
 
 SinkT = TypeVar("SinkT", bound=Sink)
 
@@ -110,9 +111,8 @@ class Logbook:
             self._warn(type(sink).__name__, error, then)
 
     def _warn(self, sink: str, error: Exception, then: str) -> None:
-        self.event(
-            "sink_failed", reason=f"{sink}: {type(error).__name__}: {error}; training {then}"
-        )
+        what = "; ".join(filter(None, [f"{type(error).__name__}: {error}", advice(error)]))
+        self.event("sink_failed", reason=f"{sink}: {what}; training {then}")
 
 
 def open_logbook(
