@@ -95,7 +95,8 @@ class Entry:
                     f"{path}: written in format {manifest['format']}, by another version of "
                     f"graftwerk; this one reads {READABLE[0]} to {FORMAT}"
                 )
-            if manifest["format"] > 1 and manifest.pop("sha256") != digest(manifest):
+            hashed = "sha256" in manifest or manifest["format"] != 1
+            if hashed and manifest.pop("sha256") != digest(manifest):
                 raise CheckpointError(f"{path}: its contents changed since it was written")
             if manifest["step"] != self.step:
                 raise CheckpointError(f"{path}: is that of step {manifest['step']}")

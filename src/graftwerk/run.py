@@ -117,8 +117,8 @@ class Faults(Node):
     hang_floor: float = Field(default=300.0, gt=0)
     """Seconds without progress that are no hang, however short a step is."""
     margin: float = Field(default=60.0, ge=0)
-    """Seconds before the end of a Slurm job at which a run saves and ends by itself; at most a tenth
-    of the job's time."""
+    """Seconds before the end of a Slurm job, at most a tenth of its time, at which a run saves and
+    ends by itself."""
 
 
 class Run(Node):

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from graftwerk.errors import CRASH, DONE
+from graftwerk.errors import DONE
 
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 GRACE = 10.0
@@ -24,7 +24,7 @@ def is_worker() -> bool:
 
 
 def run_workers(count: int, arguments: Sequence[str]) -> int:
-    """Run ``graftwerk *arguments`` as `count` ranks; the first failure's exit code, or 0.
+    """Run ``graftwerk *arguments`` as `count` ranks; the first failure's exit code, or 0; 137 of one killed by SIGKILL.
 
     SIGTERM and SIGUSR1/2 are passed on to every worker; a terminal's Ctrl-C reaches them anyway.
     """
@@ -76,7 +76,7 @@ def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> int:
                 worker.kill()
         time.sleep(0.05)
     failure = failure or next((code for code in codes if code), DONE)
-    return failure if failure >= 0 else CRASH
+    return failure if failure >= 0 else 128 - failure
 
 
 def free_port() -> int:

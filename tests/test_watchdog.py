@@ -1,0 +1,241 @@
+"""Ranks that don't come, stop or are killed: who it was is said, and the run ends to go on."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from torch import nn
+from torch.distributed import HashStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
+from graftwerk import arrival
+from graftwerk.arrival import MissingError, meet
+from graftwerk.axes import World
+from graftwerk.board import Board
+from graftwerk.pace import TIMES, WINDOW, Pace, Stragglers, slow_ranks
+from graftwerk.signals import last_moment
+from running import PYTHON, TINY, command, only_run, records
+
+# ---------------------------------------------------------------- start
+
+
+def nobody_knows(rank: int) -> str | None:
+    del rank
+    return None
+
+
+def test_ranks_that_do_not_come_are_named_with_their_hosts() -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store.set("arrived/2", "node7 42")
+    world = World(rank=0, size=5, local_size=1)
+
+    def host_of(rank: int) -> str | None:
+        return {1: "node6"}.get(rank)
+
+    with pytest.raises(MissingError) as caught:
+        meet(store, world, 0.2, host_of)
+    assert caught.value.exit_code == 75
+    here = f"rank 0 ({socket.gethostname()}, process {os.getpid()}), rank 2 (node7, process 42)"
+    assert str(caught.value) == (
+        "3 of 5 processes did not come within 0 s: rank 1 (node6), rank 3 (an unknown host), "
+        f"rank 4 (an unknown host); here are {here}"
+    )
+
+
+def test_a_missing_rank_of_a_node_whose_others_came_is_expected_there() -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store.set("arrived/2", "node7 42")
+    world = World(rank=0, size=4, local_size=2)
+    with pytest.raises(MissingError, match=r"rank 1 \(.*\), rank 3 \(node7\)"):
+        meet(store, world, 0.2, nobody_knows)
+
+
+def test_all_learn_who_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrival, "NEWS", 60.0)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    other = store.clone()  # pyright: ignore[reportAttributeAccessIssue]
+    said = in_thread(lambda: meet(other, World(rank=1, size=3), 0.2, nobody_knows))
+    with pytest.raises(MissingError) as caught:
+        meet(store, World(rank=0, size=3), 0.2, nobody_knows)
+    assert str(said()) == str(caught.value)
+
+
+def test_all_that_come_go_on() -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    other = store.clone()  # pyright: ignore[reportAttributeAccessIssue]
+    said = in_thread(lambda: meet(other, World(rank=1, size=2), 60, nobody_knows))
+    meet(store, World(rank=0, size=2), 60, nobody_knows)
+    assert said() is None
+
+
+def test_rank_0_that_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = str(unused.getsockname()[1])
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", port)
+    with pytest.raises(MissingError, match=rf"did not reach rank 0 at 127.0.0.1:{port} within 1 s"):
+        arrival.open_store(1, 1.0)
+
+
+def in_thread(work: Callable[[], None]) -> Callable[[], Exception | None]:
+    import threading
+
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            work()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+
+    def ended() -> Exception | None:
+        thread.join(60)
+        return errors[0] if errors else None
+
+    return ended
+
+
+# ---------------------------------------------------------------- who is slow, who is silent
+
+
+def test_slow_ranks_are_measured_against_the_others() -> None:
+    assert slow_ranks({0: 1.0, 1: 1.0, 2: 2.0, 3: 1.1}) == {2: 2.0}
+    assert slow_ranks({0: 1.0, 1: 2.0}) == {1: 2.0}
+    assert slow_ranks({0: 1.0, 1: 1.4}) == {}
+    assert slow_ranks({0: 1.0}) == {}
+    assert slow_ranks({0: 0.0, 1: 0.0}) == {}
+
+
+def test_a_straggler_is_told_once_and_only_if_it_lasts() -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    rng, stragglers = random.Random(seed), Stragglers()
+    busy, told = [0.0] * 4, list[dict[int, float]]()
+    for window in range(12):
+        for rank in range(4):
+            slow = (rank == 3 and window > 4) or (rank == 1 and window == 2)
+            busy[rank] += WINDOW * rng.uniform(0.9, 1.1) * (3.0 if slow else 1.0)
+        told.append(stragglers.update({r: (WINDOW * window, busy[r]) for r in range(4)}))
+    assert [w for w, ranks in enumerate(told) if ranks] == [4 + TIMES]
+    assert told[4 + TIMES].keys() == {3}
+    assert 2 < told[4 + TIMES][3] < 4
+
+
+def test_pace_counts_forward_passes_and_nothing_else() -> None:
+    class Slow(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.05)
+            return x
+
+    pace, net = Pace(torch.device("cpu")), Slow()
+    pace.follow(net)
+    net(torch.zeros(1))
+    time.sleep(0.5)
+    assert 0.05 <= pace.busy < 0.5
+
+
+def test_a_board_tells_who_stands_where_and_who_does_not_answer() -> None:
+    store, where = HashStore(), {0: (17, "", 1.0), 1: (17, "", 1.0), 2: (16, "evaluating", 1.0)}
+    boards = [
+        Board(World(rank=rank, size=3), store, lambda rank=rank: where[rank]) for rank in (0, 1, 2)
+    ]
+    for board in boards:
+        board.start(0.01)
+    boards[0].call()
+    until(lambda: boards[1].alarm and boards[2].alarm)
+    assert boards[1].alarm == f"rank 0 on {socket.gethostname()}"
+    boards[1].call()
+    until(lambda: boards[0].reported == {0, 1} and len(boards[0].positions) == 3)
+    host = socket.gethostname()
+    silent = f"no answer from rank 2 on {host}, last seen after step 16, evaluating"
+    assert boards[0].missing().startswith(silent)
+    boards[2].call()
+    until(lambda: boards[0].reported == {0, 1, 2})
+    assert f"furthest behind: rank 2 on {host} after step 16" in boards[0].missing()
+    for board in boards:
+        board.stop()
+
+
+def until(there: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
+    while not there():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_the_last_moment_of_a_job() -> None:
+    env = {"SLURM_JOB_START_TIME": "1000", "SLURM_JOB_END_TIME": "2000"}
+    assert last_moment(env, 60) == 1940
+    assert last_moment(env, 600) == 1900
+    assert last_moment({}, 60) == float("inf")
+    assert last_moment(env | {"SLURM_JOB_END_TIME": "N/A"}, 60) == float("inf")
+
+
+# ---------------------------------------------------------------- real processes
+
+WORDS = [
+    *("steps=1000", "objective=unhurried", "processes=2", "batch.micro=16", "log.every=1"),
+    *("evaluate.every=1000", "save=1 step", "log.tensorboard=false"),
+    *("faults.hang=2", "faults.hang_floor=8", "log.console=lines"),
+]
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """A run on two ranks that has begun to train."""
+    process = subprocess.Popen(
+        command("run", TINY, *WORDS, *words, f"log.folder={folder}"),
+        env=os.environ | PYTHON,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while len(list(folder.glob("*/checkpoints/step-*"))) < 2:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    return process
+
+
+def worker(process: subprocess.Popen[str], rank: int) -> psutil.Process:
+    children = psutil.Process(process.pid).children()
+    return next(child for child in children if child.environ().get("RANK") == str(rank))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stopped_rank_is_named_and_the_run_ends_to_go_on(tmp_path: Path, rank: int) -> None:
+    process = start(tmp_path)
+    worker(process, rank).send_signal(signal.SIGSTOP)
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == 75, said
+    other, host = 1 - rank, socket.gethostname()
+    assert f"rank {other} on {host}, after step" in said
+    assert "nothing has moved for" in said
+    # Rank 0 holds the store here, which then is what does not answer.
+    wrong = "the store does not answer" if rank == 0 else f"no answer from rank 1 on {host}"
+    assert wrong in said
+    stacks = (only_run(tmp_path) / "stacks" / f"rank-{other}.txt").read_text()
+    assert "train.py" in stacks
+    assert wrong in stacks
+    assert not (only_run(tmp_path) / "stacks" / f"rank-{rank}.txt").exists()
+
+
+def test_a_killed_rank_ends_the_run_to_go_on(tmp_path: Path) -> None:
+    process = start(tmp_path)
+    worker(process, 1).kill()
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode in (75, 137), said
+    assert "lost another rank" in said
+    assert "Traceback" not in said
+    assert records(only_run(tmp_path), "train")
