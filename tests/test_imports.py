@@ -35,7 +35,7 @@ LAYERS = """
     checkpoint meter nonfinite precision samples seeding signals
     distributed
     arrival elastic
-    axes lock pace paths snapshot storage
+    axes fit lock pace paths snapshot storage
     config
     errors
     __init__

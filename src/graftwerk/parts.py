@@ -20,6 +20,7 @@ from graftwerk.data.order import Order
 from graftwerk.data.source import Splits
 from graftwerk.data.transforms import eval_transform, train_transform
 from graftwerk.errors import ConfigError
+from graftwerk.fit import check_fit
 from graftwerk.models.assemble import assemble
 from graftwerk.models.factory import build_model, scale_head
 from graftwerk.models.weights import load_weights, read_state_dict
@@ -228,6 +229,8 @@ class Parts:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises CheckpointError, and changes nothing, where it is the state of another model."""
+        check_fit(state, self.objective, self.optimizer, self.ema.module if self.ema else None)
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.precision.load_state_dict(state["precision"])

@@ -7,14 +7,13 @@ there, and then rank 0's thread gives them their name.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from graftwerk.axes import World
 from graftwerk.checkpoint import Checkpoints, State
@@ -110,13 +109,18 @@ class Writer:
                 )
             )
 
+    def idle(self) -> bool:
+        """Whether this rank's thread has nothing to do."""
+        return all(future.done() for future in self._futures())
+
     def wait_alone(self) -> None:
         """Let this rank's thread come to its end, before an error ends the process."""
+        wait(self._futures())
+
+    def _futures(self) -> list[Future[Any]]:
         pending = self._pending
-        for future in () if pending is None else (pending.shard, pending.published):
-            with contextlib.suppress(Exception):
-                if future is not None:
-                    future.result()
+        both = (None, None) if pending is None else (pending.shard, pending.published)
+        return [future for future in both if future is not None]
 
     def outcomes(self) -> list[Outcome]:
         """On rank 0, of the saves that have ended since the last call."""

@@ -24,9 +24,10 @@ def is_worker() -> bool:
 
 
 def run_workers(count: int, arguments: Sequence[str]) -> int:
-    """Run ``graftwerk *arguments`` as `count` ranks; the first failure's exit code, or 0; 137 of one killed by SIGKILL.
+    """Run ``graftwerk *arguments`` as `count` ranks; the first failure's exit code, or 0.
 
-    SIGTERM and SIGUSR1/2 are passed on to every worker; a terminal's Ctrl-C reaches them anyway.
+    That of a process that was killed is 128 and the signal. SIGTERM and SIGUSR1/2 are passed on to
+    every worker; a terminal's Ctrl-C reaches them anyway.
     """
     command = [sys.executable, "-m", "graftwerk", *arguments]
     shared = environment(count, free_port())
