@@ -1,12 +1,17 @@
-"""One start of a training in processes of its own, watched through its log."""
+"""One start of a training in processes of its own, watched through its log.
+
+A start imports for many seconds. Where many follow each other, they are forked from a process that
+has imported and done nothing else, so that a training of seconds is verified in a minute.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing as mp
 import os
 import signal
-import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +20,8 @@ import psutil
 
 from graftwerk.errors import GraftwerkError
 
+PRELOADED = ("graftwerk.start", "graftwerk.train", "sklearn.datasets", "matplotlib.figure")
+"""What most runs import."""
 TAIL = 2000
 """Characters of a failed run's output that are shown."""
 Line = dict[str, Any]
@@ -50,25 +57,31 @@ class Follower:
 
 
 class Attempt:
-    """A command and every process that it starts."""
+    """``graftwerk *arguments`` and every process that it starts.
 
-    def __init__(self, command: Sequence[str], out: Path) -> None:
+    `fresh` is a new interpreter: its hashes of words, and whatever it draws without a seed, are
+    others than those of forked attempts, so that what depends on them differs.
+    """
+
+    def __init__(self, arguments: Sequence[str], out: Path, *, fresh: bool) -> None:
         self.out = out
-        with out.open("ab") as file:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
-            )
+        context = mp.get_context("spawn" if fresh else "forkserver")
+        if not fresh:
+            context.set_forkserver_preload(list(PRELOADED))
+        self._process = context.Process(target=_graftwerk, args=(list(arguments), out))
+        self._process.start()
+        assert self._process.pid is not None
+        self._pid = self._process.pid
 
     @property
     def code(self) -> int | None:
         """The exit code; None while it runs."""
-        return self._process.poll()
+        return self._process.exitcode
 
     def wait(self, seconds: float | None = None) -> int | None:
         """The exit code; None where it still runs after so many seconds."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return self._process.wait(seconds)
-        return None
+        self._process.join(seconds)
+        return self.code
 
     def terminate(self) -> None:
         """SIGTERM to the process that was started, as a scheduler sends it."""
@@ -76,13 +89,15 @@ class Attempt:
 
     def kill(self) -> None:
         """SIGKILL to every process, in whatever session it is."""
+        if self.code is not None:
+            return
         processes = self._tree()
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(self._pid, signal.SIGKILL)
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        self._process.wait()
+        self._process.join()
         psutil.wait_procs(processes, timeout=10)
 
     def limit_files(self, size: int) -> None:
@@ -94,7 +109,7 @@ class Attempt:
     def _trainers(self) -> list[psutil.Process]:
         """The ranks: the processes that have no rank above them. Loaders stay as they are."""
         with contextlib.suppress(psutil.NoSuchProcess):
-            main = psutil.Process(self._process.pid)
+            main = psutil.Process(self._pid)
             ranks = [child for child in main.children(recursive=True) if _is_rank(child)]
             pids = {rank.pid for rank in ranks}
             return [rank for rank in ranks if rank.ppid() not in pids] or [main]
@@ -102,7 +117,7 @@ class Attempt:
 
     def _tree(self) -> list[psutil.Process]:
         try:
-            main = psutil.Process(self._process.pid)
+            main = psutil.Process(self._pid)
             return [main, *main.children(recursive=True)]
         except psutil.NoSuchProcess:
             return []
@@ -113,6 +128,18 @@ class Attempt:
             f"{while_}: the training ended with code {self.code} and said (all of it is in "
             f"{self.out}):\n{said}"
         )
+
+
+def _graftwerk(arguments: list[str], out: Path) -> None:
+    """The command as if it were typed, in a session of its own."""
+    os.setsid()
+    with out.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = ["graftwerk", *arguments]
+    from graftwerk.cli import main
+
+    sys.exit(main(arguments))
 
 
 def _is_rank(process: psutil.Process) -> bool:

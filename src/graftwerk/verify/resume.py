@@ -6,7 +6,6 @@ import json
 import random
 import secrets
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -113,13 +112,13 @@ class Training:
     def steps(self, name: str) -> int:
         return json.loads((self.runs[name].folder / "facts.json").read_text())["steps"]
 
-    def start(self) -> Attempt:
+    def start(self, *, fresh: bool = False) -> Attempt:
         self.logs = {name: Follower(run.folder / "log.jsonl") for name, run in self.runs.items()}
-        command = [sys.executable, "-m", "graftwerk", "run", self.recipe, *self.words]
-        return Attempt(command, self.folder.with_name(f"{self.folder.name}.out"))
+        out = self.folder.with_name(f"{self.folder.name}.out")
+        return Attempt(["run", self.recipe, *self.words], out, fresh=fresh)
 
     def undisturbed(self, show: report.Show) -> None:
-        self._to_the_end(self.start(), show, "undisturbed", "undisturbed")
+        self._to_the_end(self.start(fresh=True), show, "undisturbed", "undisturbed")
 
     def disturbed(
         self, points: Sequence[Point], rng: random.Random, show: report.Show
