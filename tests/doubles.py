@@ -8,11 +8,13 @@ trains a decoder that is never exported; `stem_frozen` (incubation) trains only 
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -216,6 +218,36 @@ class PoisonedObjective(Supervised):
         if self._config.spoils == "loss":
             return output._replace(loss=output.loss * torch.nan)
         return output._replace(loss=output.loss + (output.loss * 0).sqrt())
+
+
+class Greedy(Objective, kind="greedy"):
+    images: tuple[int, ...] = ()
+    """Positions of those that take the memory; none: all do."""
+    megabytes: int = 100
+    """For each image of such a micro-batch."""
+    allowed: int = 1000
+    """Megabytes that the process may take beside what it has."""
+
+    def build(self, net: nn.Module, **facts: Any) -> axes.Objective:
+        del facts
+        return GreedyObjective(net, self)
+
+
+class GreedyObjective(Supervised):
+    """Whose process has a limit of memory, as `ulimit -v` sets one."""
+
+    def __init__(self, net: nn.Module, config: Greedy) -> None:
+        super().__init__(net, loss="ce", smoothing=0.0)
+        self._config = config
+        if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+            own = psutil.Process().memory_info().vms
+            resource.setrlimit(resource.RLIMIT_AS, (own + (config.allowed << 20), -1))
+
+    def forward(self, batch: Batch) -> Output:
+        images = set(self._config.images)
+        if not images or set(batch.indices.tolist()) & images:
+            torch.empty(len(batch.indices), self._config.megabytes, 1 << 20, dtype=torch.uint8)
+        return super().forward(batch)
 
 
 def tiny() -> Run:

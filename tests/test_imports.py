@@ -21,10 +21,11 @@ LAYERS = """
     start score reconstruct inference report
     recipes
     grid incubation
+    fitting
     pipeline train
     observe export
     runfolder pictures recalibrate recovery regroup saving
-    evaluate handover journal ledger watchdog
+    evaluate handover journal ledger memory watchdog
     parts
     runfile
     algorithms amendments

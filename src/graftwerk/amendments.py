@@ -80,6 +80,17 @@ class Amendments:
         micro = known.images if run.batch.micro is None else min(known.images, run.batch.micro)
         return run.batch.model_copy(update={"micro": micro})
 
+    def at_most(self, micro: int, run: Run, world: World) -> int:
+        """`micro`, or what is known to fit such a device where that is less, in any group."""
+        known = self.micro
+        if (
+            known is None
+            or known.device != device_kind(world.device)
+            or known.batch != run.batch.size
+        ):
+            return micro
+        return min(micro, known.images)
+
     def back(self, run: Run, *, at: int, to: int) -> Amendments:
         """The run returns from `at` steps done to `to`."""
         rate, precision, then = self.rate(at), self.precision(run), run.faults.then

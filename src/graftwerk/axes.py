@@ -245,6 +245,8 @@ class World:
     """What ranks of a fixed group tell each other outside of collectives."""
     generation: int = 0
     """How often the members have changed."""
+    done: int = 0
+    """Steps finished, for those who look from outside."""
     rollbacks: int = 0
     """How often the run has gone back to a checkpoint."""
     newcomer: bool = False

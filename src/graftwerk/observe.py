@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import torch
 
-from graftwerk import recovery
+from graftwerk import memory, recovery
 from graftwerk.axes import Batch, Step
 from graftwerk.checkpoint import Checkpoints
 from graftwerk.distributed import gather, on_main
@@ -110,6 +110,8 @@ class Observer:
             self._regrouped(start)
         for reason in rejected:
             self.ledger.event("checkpoint_rejected", reason=reason)
+        for line in memory.remarks(parts):
+            self.ledger.event("micro_batch", note=line)
         for line in parts.load_report if start == 0 else []:
             self.ledger.event("pretrained", note=line)
         self._recorded = start
@@ -119,7 +121,7 @@ class Observer:
     def _enter(self) -> int:
         group, parts = self._group(), self.parts
         state = group.enter()
-        parts.regroup(state["micro"])
+        parts.regroup(parts.amendments.at_most(state["micro"], parts.run, parts.world))
         parts.load_state_dict(state["parts"])
         self.load_state_dict(state["observer"])
         self._recorded = state["step"]
@@ -167,9 +169,8 @@ class Observer:
         grad_norm: torch.Tensor | None,
     ) -> None:
         parts, done = self.parts, step.number + 1
-        if parts.ema is not None and not step.skipped:
-            parts.ema.update(parts.objective.net, step.number)
-            parts.sparsity.after_average(parts.ema.module)
+        parts.average(step)
+        parts.world.done = done
         if not step.skipped:
             self.meter.add(loss)
         self.samples.count(step.number)

@@ -132,6 +132,12 @@ class Parts:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         return self.precision.clip(parameters, self.run.optim.clip)
 
+    def average(self, step: Step) -> None:
+        """Take the step's weights into their moving average, where one is kept."""
+        if self.ema is not None and not step.skipped:
+            self.ema.update(self.objective.net, step.number)
+            self.sparsity.after_average(self.ema.module)
+
     def train_batches(self, start_step: int) -> Iterator[Batch]:
         """Micro-batches of this rank from `start_step` to the end of the run."""
         step, total = start_step, self.plan.total_steps

@@ -7,13 +7,11 @@ checkpoint and what the faults have changed (`amendments`).
 from __future__ import annotations
 
 import functools
-import gc
 import math
+import sys
 from collections.abc import Callable
 
-import torch
-
-from graftwerk import amendments
+from graftwerk import amendments, memory
 from graftwerk.amendments import Amendments, Rollback
 from graftwerk.axes import Step, World
 from graftwerk.checkpoint import Checkpoints
@@ -43,16 +41,21 @@ def recovering(attempt: Attempt) -> Callable[[Run, World], Scores]:
                 return attempt(run, world, amended)
             except BackError:
                 world.newcomer = False
-            _forget()
+            except (RuntimeError, MemoryError) as error:
+                if not memory.ran_out(error):
+                    raise
+                _go_on_smaller(run, world, memory.shrink(run, world, amended, error))
+            memory.free()
 
     return train
 
 
-def _forget() -> None:
-    """Free what the last attempt has built, whose references go in circles."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+def _go_on_smaller(run: Run, world: World, message: str) -> None:
+    """In this process where nobody else is in the middle of a step."""
+    if world.size > 1:
+        elastic = run.sync.elastic is not None
+        raise memory.MemoryIsShortError(f"{message}; start again", elastic=elastic)
+    print(message, file=sys.stderr)
 
 
 def count(parts: Parts, step: Step, ledger: Ledger) -> None:

@@ -70,6 +70,9 @@ class BatchSize(Node):
     size: int = Field(default=128, ge=1)
     micro: int | None = Field(default=None, ge=1)
     """Images in one forward pass of one rank; unset: the whole share of a rank."""
+    fit: bool = False
+    """Before the first start on a kind of device, find the largest micro-batch that fits its
+    memory, at most `micro`."""
 
 
 class Evaluate(Node):

@@ -24,6 +24,7 @@ def start(run: Run, began: Callable[[Path], None] | None = None) -> dict[str, fl
 
     Rank 0 calls `began` with the folder once that is made.
     """
+    from graftwerk.fitting import fit
     from graftwerk.train import train
 
     run.data.staged()  # may take minutes, which a process group would not wait for
@@ -39,6 +40,8 @@ def start(run: Run, began: Callable[[Path], None] | None = None) -> dict[str, fl
         done = None if world.newcomer else _prepare(run, world, lock, began)
         if done is None:
             lock.keep(wanted=lambda: world.main)
+            if not world.newcomer:
+                fit(run, world)
             return train(run, world)
     if world.main:
         print(f"{run.folder} is finished; resume=never trains it anew")

@@ -3,14 +3,27 @@ docs/adr/0002-order-of-the-loop.md before changing it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 
 from graftwerk.amendments import Amendments
-from graftwerk.axes import World
+from graftwerk.axes import Batch, Step, World
 from graftwerk.observe import Observer
+from graftwerk.parts import Parts
 from graftwerk.recovery import recovering
 from graftwerk.run import Run
 from graftwerk.seeding import seed_everything
+
+
+class Taken(NamedTuple):
+    """What a step leaves for those who watch."""
+
+    loss: torch.Tensor
+    rates: tuple[float, float]
+    """Learning rate and weight decay."""
+    grad_norm: torch.Tensor | None
 
 
 @recovering
@@ -26,25 +39,30 @@ def train(run: Run, world: World, amended: Amendments) -> dict[str, float]:
         batches = observer.timing(p.train_batches(start))
         p.objective.train()
         for step in p.steps(start):
-            seed_everything(run.seed, step.number, world.rank)
-            rates = p.apply_schedules(step)
-            p.guard.begin()
-            loss = torch.zeros((), device=world.device)
-            for micro in p.microbatches(batches, step):
-                with p.sync.accumulating(last=micro.last):
-                    with p.precision.autocast():
-                        output = p.model(micro.batch)
-                    p.precision.backward(output.loss, micro.weight)
-                p.guard.note(output.loss.detach(), micro.batch.indices)
-                loss += output.loss.detach() * micro.weight
-            p.precision.unscale(p.optimizer)
-            p.sync.mix()
-            step.skipped = not p.guard.passes()
-            p.sparsity.before_step(step)
-            grad_norm = p.clip()
-            p.precision.step(p.optimizer, skipped=step.skipped)
-            p.sparsity.after_step(step)
-            p.sync.publish()
-            p.optimizer.zero_grad()
-            observer.after(step, loss, rates, grad_norm)
+            observer.after(step, *take_step(p, batches, step))
         return observer.finish()
+
+
+def take_step(p: Parts, batches: Iterator[Batch], step: Step) -> Taken:
+    """Forward, backward, and what the method makes of the gradients."""
+    seed_everything(p.run.seed, step.number, p.world.rank)
+    rates = p.apply_schedules(step)
+    p.guard.begin()
+    loss = torch.zeros((), device=p.world.device)
+    for micro in p.microbatches(batches, step):
+        with p.sync.accumulating(last=micro.last):
+            with p.precision.autocast():
+                output = p.model(micro.batch)
+            p.precision.backward(output.loss, micro.weight)
+        p.guard.note(output.loss.detach(), micro.batch.indices)
+        loss += output.loss.detach() * micro.weight
+    p.precision.unscale(p.optimizer)
+    p.sync.mix()
+    step.skipped = not p.guard.passes()
+    p.sparsity.before_step(step)
+    grad_norm = p.clip()
+    p.precision.step(p.optimizer, skipped=step.skipped)
+    p.sparsity.after_step(step)
+    p.sync.publish()
+    p.optimizer.zero_grad()
+    return Taken(loss, rates, grad_norm)

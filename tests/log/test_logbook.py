@@ -62,7 +62,7 @@ def test_a_run_folder_gets_its_files(open_book: Opener, tmp_path: Path) -> None:
     book.close("finished")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         *("log.jsonl", "metrics.csv", "curves.png", "stdout.txt", "stderr.txt"),
-        *("environment.jsonl", "tensorboard"),
+        *("environment.jsonl", "tensorboard", "summary.txt"),
     }
 
 

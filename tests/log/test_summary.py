@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from graftwerk.log.metrics_csv import MetricsCsv
-from graftwerk.log.summary import summarize
+from graftwerk.log.summary import SummaryFile, summarize
 
 
 def write_log(folder: Path, *lines: dict[str, Any]) -> None:
@@ -50,6 +50,7 @@ def test_a_run_that_was_interrupted(tmp_path: Path) -> None:
     assert "events  2 saved, 1 resumed, 2 image skipped" in text
     assert f"files   {tmp_path}: metrics.csv, curves.png, log.jsonl" in text
     assert "checkpoints" not in text
+    assert text.endswith("  image skipped (2)\n    a.jpg\n    b.jpg")
 
 
 def test_a_run_without_scores(tmp_path: Path) -> None:
@@ -63,3 +64,23 @@ def test_a_folder_that_holds_nothing_yet(tmp_path: Path) -> None:
     summary = summarize(tmp_path)
     assert (summary.best, summary.last, summary.seconds, summary.starts) == (None, None, 0, 0)
     assert summary.lines()
+
+
+def test_faults_are_counted_and_told(tmp_path: Path) -> None:
+    skips = [
+        event(10 + step, "step_skipped", step=step, rank=1, reason="the loss is nan", images=[7])
+        for step in range(1, 8)
+    ]
+    reason = "2 steps in a row\nwere not finite"
+    write_log(
+        tmp_path, event(1, "started", step=0), *skips, event(30, "rollback", step=7, reason=reason)
+    )
+    lines = summarize(tmp_path).lines()
+    first = lines.index("  step skipped (7)")
+    assert lines[first + 1] == "    step 1, rank 1: the loss is nan"
+    assert lines[first + 6] == "    and 2 more in log.jsonl"
+    assert lines[-2:] == ["  rollback (1)", "    step 7: 2 steps in a row were not finite"]
+    SummaryFile(tmp_path).close("StoppedError: …")
+    assert not (tmp_path / "summary.txt").exists()
+    SummaryFile(tmp_path).close("finished")
+    assert (tmp_path / "summary.txt").read_text().splitlines() == lines

@@ -23,7 +23,10 @@ from graftwerk.log.capture import Capture, Tee
 from graftwerk.log.sink import Sink
 from graftwerk.log.summary import summarize
 
-WARNINGS = ("checkpoint_rejected", "image_skipped", "sink_failed")
+WARNINGS = (
+    *("checkpoint_rejected", "image_skipped", "sink_failed"),
+    *("step_skipped", "rollback", "micro_batch"),
+)
 MOST_ALIKE = 10
 """Warnings of one kind that are shown; `log.jsonl` has all."""
 LINE_INTERVAL = 2.0

@@ -109,6 +109,13 @@ def surviving(lines: Iterable[Line]) -> list[Line]:
     return kept
 
 
+def append(folder: Path, event: str, facts: Mapping[str, Any]) -> None:
+    """An event in the log of a run whose logbook is closed, or another process's."""
+    lines = Lines(folder / "log.jsonl")
+    lines.write({"time": round(time.time(), 3), "kind": "event", "event": event, **facts})
+    lines.close()
+
+
 class JsonLines(Sink):
     """The log that holds everything."""
 

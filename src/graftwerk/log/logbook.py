@@ -21,6 +21,7 @@ from graftwerk.log.curves import Curves
 from graftwerk.log.jsonl import JsonLines
 from graftwerk.log.metrics_csv import MetricsCsv
 from graftwerk.log.sink import Sink
+from graftwerk.log.summary import SummaryFile
 from graftwerk.log.system import SystemMetrics
 from graftwerk.log.versions import Environment
 from graftwerk.storage import advice
@@ -151,6 +152,7 @@ def open_logbook(
             ),
         )
         logbook.add("environment.jsonl", lambda: Environment(folder))
+        logbook.add("summary.txt", lambda: SummaryFile(folder))
         logbook.add("metrics.csv", lambda: MetricsCsv(folder, resumed_at / steps_per_epoch))
         logbook.add("curves.png", lambda: Curves(folder, steps_per_epoch))
         _add_optional(logbook, folder, log, run, resumed_at)

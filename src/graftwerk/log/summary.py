@@ -7,12 +7,23 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from typing_extensions import override
+
 from graftwerk.log import metrics_csv, words
+from graftwerk.log.files import replace
 from graftwerk.log.jsonl import Line, read
+from graftwerk.log.sink import Sink
 
 EXPECTED = ("started", "finished", "closed")
 """Events of every run, not worth a count."""
 FILES = ("metrics.csv", "curves.png", "log.jsonl", "checkpoints", "tensorboard")
+FAULTS = (
+    *("step_skipped", "rollback", "out_of_memory", "straggler", "image_skipped"),
+    *("checkpoint_rejected", "checkpoint_failed", "sink_failed"),
+)
+"""Events that are told one by one."""
+MOST_ALIKE = 5
+"""Faults of a kind that are told; `log.jsonl` has all."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,8 @@ class Summary:
     """Median over the records."""
     events: Counter[str]
     """How often each kind of event happened."""
+    faults: dict[str, list[str]]
+    """What went wrong, by kind of event, in the order of `FAULTS`."""
 
     def lines(self) -> list[str]:
         """A title and one line for each fact."""
@@ -44,7 +57,11 @@ class Summary:
             ),
             "files": f"{self.folder}: {', '.join(self._files())}",
         }
-        return [f"{self.folder.name} finished", *words.facts({k: v for k, v in facts.items() if v})]
+        return [
+            f"{self.folder.name} finished",
+            *words.facts({k: v for k, v in facts.items() if v}),
+            *(line for name, told in self.faults.items() for line in _shortened(name, told)),
+        ]
 
     def _evaluation(self, row: metrics_csv.Row | None, columns: list[str]) -> str:
         if row is None:
@@ -79,7 +96,41 @@ def summarize(folder: Path) -> Summary:
         starts=len(starts),
         images_per_second=statistics.median(speeds) if speeds else None,
         events=Counter(line["event"] for line in lines if line["kind"] == "event"),
+        faults={
+            name: [_told(line) for line in lines if line.get("event") == name]
+            for name in FAULTS
+            if any(line.get("event") == name for line in lines)
+        },
     )
+
+
+def _told(line: Line) -> str:
+    """``"step 4, rank 1: the loss is nan"``."""
+    where = ", ".join(f"{key} {line[key]}" for key in ("step", "rank", "host") if key in line)
+    reason = " ".join(str(line.get("reason", "")).split())
+    return ": ".join(part for part in (where, reason) if part)
+
+
+def _shortened(name: str, told: list[str]) -> list[str]:
+    more = len(told) - MOST_ALIKE
+    return [
+        f"  {name.replace('_', ' ')} ({len(told)})",
+        *(f"    {text}" for text in told[:MOST_ALIKE]),
+        *([f"    and {more} more in log.jsonl"] if more > 0 else []),
+    ]
+
+
+class SummaryFile(Sink):
+    """`summary.txt`, once a run is finished."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @override
+    def close(self, status: str) -> None:
+        if status == "finished":
+            text = "\n".join(summarize(self._folder).lines())
+            replace(self._folder / "summary.txt", f"{text}\n".encode())
 
 
 def _starts(lines: list[Line]) -> list[list[Line]]:

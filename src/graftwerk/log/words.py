@@ -8,6 +8,8 @@ from typing import Any, cast
 
 SHARES = ("top1", "top5")
 """Scores that are shares of 1 and read as percents."""
+MOST = 8
+"""Items of a list that are spoken."""
 UNSPOKEN = ("reason", "note", "path", "text", "status")
 """Facts of an event that speak for themselves, without their name."""
 
@@ -76,6 +78,10 @@ def _value(key: str, value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return number(key, value)
+    if isinstance(value, list):
+        items = cast(list[Any], value)
+        more = f" and {len(items) - MOST:,} more" if len(items) > MOST else ""
+        return ", ".join(str(item) for item in items[:MOST]) + more
     if isinstance(value, Mapping):
         parts = cast(Mapping[str, Any], value)
         return ", ".join(_fact(name, item) for name, item in parts.items())
