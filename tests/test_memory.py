@@ -45,7 +45,7 @@ def events(run: Path, name: str) -> list[dict[str, Any]]:
 
 def test_fit_finds_the_largest_divisor_and_remembers_it(tmp_path: Path) -> None:
     """At 100 MB an image and 1000 MB in all, 12 images would not fit and 8 do, of 48."""
-    code, said = start(tmp_path / "runs", "batch.size=48", "batch.fit=true", "augment.size=16")
+    code, said = start(tmp_path / "runs", "batch.size=48", "batch.fit=true")
     assert code == 0, said
     assert "batch.fit: 48 = 1 process × 6 micro-batches × 8 images" in said
     run = only_run(tmp_path / "runs")

@@ -29,6 +29,7 @@ HOW_NOT_WHAT = (
     "resume",
     "processes",
     "batch.micro",
+    "batch.fit",
     "device",
     "log",
     "launch",
