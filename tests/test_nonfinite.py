@@ -81,15 +81,17 @@ def test_equals_a_loop_that_leaves_the_step_out(tmp_path: Path, spoils: str) -> 
     assert [loss is None for loss in losses] == [step == SKIPPED for step in range(6)]
 
 
-@pytest.mark.parametrize("step", [2, 3, 4, 5])
+@pytest.mark.parametrize("step", [2, 3, 5])
 def test_resumes_with_the_same_bits(tmp_path: Path, step: int) -> None:
-    """Before the step that is left out, right after it, and later."""
+    """Long before the step that is left out, right before it, and after it."""
     run = poisoned()
     keys = KEYS | {"save__every": "1 step"}
     train_here(run, tmp_path / "whole", **keys)
     shutil.copytree(tmp_path / "whole", tmp_path / "again")
     for later in range(step + 1, 7):
-        shutil.rmtree(only_run(tmp_path / "again") / "checkpoints" / f"step-{later:08d}")
+        entry = only_run(tmp_path / "again") / "checkpoints" / f"step-{later:08d}"
+        assert entry.exists() is (later != SKIPPED + 1)  # none while steps are left out
+        shutil.rmtree(entry, ignore_errors=True)
     train_here(run, tmp_path / "again", **keys)
     states = [newest_state(only_run(tmp_path / name))[1] for name in ("whole", "again")]
     assert differences(states[0], states[1]) == []
@@ -138,6 +140,6 @@ def test_the_norm_of_gradients_decides() -> None:
 
 def test_a_run_whose_loss_stays_infinite_ends_with_a_code_of_its_own(tmp_path: Path) -> None:
     keys = {"steps": 4, "optim__lr": 1e30, "faults__patience": 2, "faults__rollbacks": 0}
-    with pytest.raises(DivergedError, match=r"2 steps in a row.*optim.lr") as error:
+    with pytest.raises(DivergedError, match=r"(?s)not finite in steps 2 to 3.*rollbacks=0.*optim.lr") as error:
         train_here(tiny(), tmp_path, **keys)
     assert error.value.exit_code == 65
