@@ -34,7 +34,7 @@ def _no_longer(parts: Parts) -> str:
     if not parts.sync.replicated:
         return "every replica starts from the average of all, and topology and batches are others"
     differs = ["sums of gradients are rounded differently", "random draws are shared differently"]
-    if parts.mix is not None:
+    if parts.run.augment.mixes:
         differs.append("mixup meets other pairs")
     if any("BatchNorm" in type(module).__name__ for module in parts.objective.modules()):
         differs.append("BatchNorm sees other batches")
