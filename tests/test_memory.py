@@ -70,6 +70,20 @@ def test_out_of_memory_in_mid_run_goes_on_with_less(tmp_path: Path) -> None:
     assert newest_state(run)[0] == 6
 
 
+def test_a_rank_out_of_memory_ends_them_all_and_the_next_start_takes_less(tmp_path: Path) -> None:
+    order = tiny().build(World()).plan.order
+    image = order.share(3, 1, 2, 16)[0][0][1]
+    words = ["processes=2", "batch.micro=16", f"objective.images=[{image}]"]
+    code, said = start(tmp_path / "runs", *words)
+    assert code == 75, said
+    assert "those of the next start have 8; start again" in said
+    code, said = start(tmp_path / "runs", *words)
+    assert code == 0, said
+    run = only_run(tmp_path / "runs")
+    assert [event["rank"] for event in events(run, "out_of_memory")] == [1]
+    assert events(run, "resumed")[0]["batch"] == "64 = 2 processes × 4 micro-batches × 8 images"
+
+
 def test_nothing_fits(tmp_path: Path) -> None:
     words = ["batch.fit=true", "objective.megabytes=4000", "batch.size=4"]
     code, said = start(tmp_path / "runs", *words)

@@ -140,6 +140,8 @@ def test_the_norm_of_gradients_decides() -> None:
 
 def test_a_run_whose_loss_stays_infinite_ends_with_a_code_of_its_own(tmp_path: Path) -> None:
     keys = {"steps": 4, "optim__lr": 1e30, "faults__patience": 2, "faults__rollbacks": 0}
-    with pytest.raises(DivergedError, match=r"(?s)not finite in steps 2 to 3.*rollbacks=0.*optim.lr") as error:
+    with pytest.raises(
+        DivergedError, match=r"(?s)not finite in steps 2 to 3.*rollbacks=0.*optim.lr"
+    ) as error:
         train_here(tiny(), tmp_path, **keys)
     assert error.value.exit_code == 65

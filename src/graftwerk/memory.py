@@ -120,5 +120,9 @@ def remarks(parts: Parts) -> list[str]:
     norms = any("BatchNorm" in type(module).__name__ for module in parts.objective.modules())
     return [
         *([f"BatchNorm sees micro-batches of {seen}"] if norms else []),
-        *([f"mixup pairs the images of micro-batches of {seen}"] if parts.run.augment.mixes else []),
+        *(
+            [f"mixup pairs the images of micro-batches of {seen}"]
+            if parts.run.augment.mixes
+            else []
+        ),
     ]
