@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from graftwerk.launch import snapshot
 from graftwerk.rehearse.cluster import PROGRAMS, Cluster
+from jobs import ended, queue_ids, until
 
 SEARCH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
@@ -30,3 +34,24 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     require_program(*PROGRAMS)
     with Cluster.start(tmp_path_factory.mktemp("slurm")) as cluster:
         yield cluster
+
+
+@pytest.fixture
+def here(slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working directory whose jobs run a stand-in; no job outlives the test."""
+    for name, value in slurm.env.items():
+        monkeypatch.setenv(name, value)
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    payload = Path(__file__).parent / "launch" / "payload.py"
+    shutil.copy(payload, package / "__main__.py")
+    monkeypatch.setattr(snapshot, "PACKAGE", package)
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    yield work
+    if left := queue_ids():
+        subprocess.run(["scancel", "--full", "--signal=KILL", *left], check=False)
+        subprocess.run(["scancel", *left], check=False)
+        until(ended)

@@ -1,4 +1,4 @@
-"""The whole graph from the command line, killed on its way."""
+"""The whole graph, 1 → 4 → 1 → 1 runs, from the command line, killed on its way."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def graph():
     })
     phases = Phases(meta={"steps": 2}, module={}, finetune={})
     return Incubation.planned(
-        Plan(divide=(2, 2), meta=(1, 1)), lambda plan: incubate(whole, plan, phases)
+        Plan(divide=(1, 1, 1, 1), meta=(1, 1, 1, 1)), lambda plan: incubate(whole, plan, phases)
     )
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import sys
 import traceback
@@ -12,7 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftwerk import __version__
-from graftwerk.errors import CRASH, DONE, INTERRUPTED, GraftwerkError
+from graftwerk.errors import (
+    CRASH,
+    DONE,
+    INTERRUPTED,
+    STORAGE_ERROR,
+    GraftwerkError,
+    StorageError,
+)
 
 if TYPE_CHECKING:
     from graftwerk.pipeline import Pipeline
@@ -42,6 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            traceback.print_exc()
+            return CRASH
+        place = error.filename or "the disk"
+        _tell(StorageError(f"{place}: {error.strerror}; make room and give the command again"))
+        return STORAGE_ERROR
     except Exception:
         traceback.print_exc()
         return CRASH

@@ -15,13 +15,14 @@ import pytest
 from pydantic import ValidationError
 
 from conftest import require_program
-from graftwerk.launch import snapshot
+from graftwerk.launch import snapshot, state
 from graftwerk.launch.config import Launch
-from graftwerk.launch.container import Container, folders_of, in_container
+from graftwerk.launch.container import Container, folders_of, in_container, outermost
 from graftwerk.launch.submit import submit
 from graftwerk.pipeline import Pipeline
 from graftwerk.rehearse.cluster import Cluster
 from graftwerk.run import Run
+from running import PYTHON, TINY, command
 
 LOOK = (
     "import json, os; print(json.dumps([os.getcwd(), sorted(os.listdir('/')), dict(os.environ)]))"
@@ -144,7 +145,7 @@ def test_a_submitted_run_is_trained_in_its_container(
     (package / "__init__.py").touch()
     shutil.copy(Path(__file__).with_name("payload.py"), package / "__main__.py")
     monkeypatch.setattr(snapshot, "PACKAGE", package)
-    for name, value in {**slurm.env, "USER": "root"}.items():
+    for name, value in slurm.env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     run = Run(name="boxed", launch=Launch(container=container(image, runtime)))
@@ -155,3 +156,22 @@ def test_a_submitted_run_is_trained_in_its_container(
         assert time.monotonic() < deadline, said
         time.sleep(0.1)
     assert json.loads(found[0].read_text())["finished"]
+
+
+def test_charliecloud_trains(image: Path, tmp_path: Path, slurm: Cluster) -> None:
+    """The image has nothing but the host's Python, and torch, at their own places."""
+    require_program("ch-run")
+    host = outermost([Path("/usr"), Path(sys.prefix), Path(sys.base_prefix)])
+    for folder in host:
+        (image / folder.relative_to("/")).mkdir(parents=True, exist_ok=True)
+    keys = {"image": image, "runtime": "charliecloud", "gpus": "false", "python": sys.executable}
+    keys["binds"] = json.dumps([str(folder) for folder in host])
+    words = [f"launch.container.{key}={value}" for key, value in keys.items()]
+    slurm.run(*command("run", TINY, "steps=1", "--on=slurm", *words), env=PYTHON, cwd=tmp_path)
+    (run,) = tmp_path.glob("runs/tiny-*")
+    deadline = time.monotonic() + 400
+    while not (attempts := run / "attempts.jsonl").exists() or "ended" not in attempts.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    said = [path.read_text() for path in tmp_path.glob("runs/sweeps/*/logs/*.out")]
+    assert state.status(run, {}).state == "finished", said

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from conftest import require_program
 from graftwerk import runfile
 from graftwerk.errors import ConfigError
 from graftwerk.recipes import find, find_pipeline
 from graftwerk.rehearse.cluster import Cluster
-from running import command, graftwerk, records
+from running import PYTHON, command, graftwerk, records
 
 RECIPE = """\
 from __future__ import annotations
@@ -106,11 +109,19 @@ def told(file: Path) -> str:
 
 
 def test_pools_and_later_commands_know_them_too(project: Path) -> None:
-    done = graftwerk("run", "recipes/mine.py:two", "--jobs=2", cwd=project)
-    assert done.returncode == 0, done.stderr
+    """The pool's terminal is closed as soon as it has begun."""
+    require_program("script")
+    words = command("run", "recipes/mine.py:two", "--jobs=2")
+    line = f"nohup {shlex.join(words)} > {project}/said 2>&1 &"
+    env = os.environ | PYTHON
+    subprocess.run(["script", "-qc", line, "/dev/null"], cwd=project, env=env, check=True)
+    deadline = time.monotonic() + 400
+    while "; 0 to go" not in (said := told(project / "said")):
+        assert time.monotonic() < deadline, said
+        time.sleep(0.2)
     (sweep,) = project.glob("runs/sweeps/mine-*")
-    assert "2 finished" in graftwerk("status", str(sweep), cwd=project).stdout
-    assert "objective.power" in graftwerk("results", str(sweep), cwd=project).stdout
+    assert "2 finished" in graftwerk("status", str(sweep), cwd=Path("/")).stdout
+    assert "objective.power" in graftwerk("results", str(sweep), cwd=Path("/")).stdout
     folder = next(project.glob("runs/one-*"))
     shutil.rmtree(folder / "checkpoints" / "step-00000004")
     done = graftwerk("run", str(folder), cwd=project)

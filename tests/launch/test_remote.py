@@ -19,10 +19,13 @@ from graftwerk.rehearse.cluster import Cluster
 from sshd import PROGRAMS, private_sshd
 
 RECIPE = """\
-from graftwerk.run import Run
+from graftwerk.data.config import Augment
+from graftwerk.models.config import Model
+from graftwerk.run import BatchSize, Run
 
 def small() -> Run:
-    return Run(name="small", steps=2)
+    return Run(name="small", steps=1, model=Model(name="test_convnext"),
+               augment=Augment(size=32), batch=BatchSize(size=8))
 """
 PROFILE = """\
 [lab]
@@ -62,8 +65,10 @@ def laptop(
             subprocess.run(["ssh", "-S", kept, "-O", "exit", "login"], check=True)
 
 
-def test_a_run_from_a_laptop(laptop: tuple[Path, Path], capfd: pytest.CaptureFixture[str]) -> None:
-    """The job is held in the queue: what happens to it there is the concern of other tests."""
+def test_a_run_from_a_laptop(
+    laptop: tuple[Path, Path], slurm: Cluster, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The job is held in the queue, and let go when all commands have seen it there."""
     project, storage = laptop
     assert main(["--at", "lab", "run", "recipe.py"]) == 0
     assert "1 runs submitted" in capfd.readouterr().out
@@ -97,7 +102,14 @@ def test_a_run_from_a_laptop(laptop: tuple[Path, Path], capfd: pytest.CaptureFix
     assert reaches("cancelled")
     assert main(["--at", "lab", "retry", str(sweep)]) == 0
     assert reaches("queued")
-    assert main(["--at", "lab", "cancel", str(sweep)]) == 0
+    (run,) = (storage / "project" / "runs").glob("small-*")
+    slurm.run("scontrol", "release", json.loads((run / "job.json").read_text())["job"])
+    deadline = time.monotonic() + 400
+    while status() != ["finished"]:
+        assert time.monotonic() < deadline, [*map(Path.read_text, sweep.glob("logs/*"))]
+        time.sleep(2)
+    assert main(["--at", "lab", "results", "--out", str(out)]) == 0
+    assert "eval_top1" in out.read_text()
 
 
 def test_what_is_wrong_is_said(

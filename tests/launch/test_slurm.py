@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,101 +11,30 @@ from graftwerk import config
 from graftwerk.data.config import Data
 from graftwerk.errors import GraftwerkError
 from graftwerk.grid import grid
-from graftwerk.launch import slurm, snapshot
+from graftwerk.launch import slurm
 from graftwerk.launch.commands import cancel
 from graftwerk.launch.retry import retry
-from graftwerk.launch.state import Status
-from graftwerk.launch.submit import submit
-from graftwerk.launch.sweep import Sweep, locked
-from graftwerk.launch.table import queue_of
+from graftwerk.launch.sweep import locked
 from graftwerk.pipeline import Pipeline
-from graftwerk.rehearse.cluster import Cluster
 from graftwerk.run import Run
-
-PAYLOAD = Path(__file__).with_name("payload.py")
-
-
-@pytest.fixture
-def here(slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty working directory whose jobs run the payload; no job outlives the test."""
-    for name, value in slurm.env.items():
-        monkeypatch.setenv(name, value)
-    package = tmp_path / "package"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    shutil.copy(PAYLOAD, package / "__main__.py")
-    monkeypatch.setattr(snapshot, "PACKAGE", package)
-    work = tmp_path / "work"
-    work.mkdir()
-    monkeypatch.chdir(work)
-    yield work
-    if left := queue_ids():
-        subprocess.run(["scancel", "--full", "--signal=KILL", *left], check=False)
-        subprocess.run(["scancel", *left], check=False)
-        until(ended)
-
-
-def queue_ids() -> list[str]:
-    return list(slurm.queue())
-
-
-def run_slurm(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+from jobs import (
+    attempts,
+    codes,
+    ended,
+    ordered,
+    queue_ids,
+    run_slurm,
+    statuses,
+    submitted,
+    sweep,
+    until,
+)
 
 
 class Many(Data, kind="many"):
     """A run that starts from any number of others."""
 
     parts: tuple[Path, ...] = ()
-
-
-def ordered(run: Run, orders: str) -> Run:
-    """`run`, whose first attempts obey `orders`."""
-    run.folder.mkdir(parents=True)
-    (run.folder / "orders").write_text(orders)
-    return run
-
-
-def sweep(recipe: str = "mine") -> Sweep:
-    (folder,) = Path("runs/sweeps").glob(f"{recipe}-*")
-    return Sweep.open(folder)
-
-
-def statuses(recipe: str = "mine") -> dict[str, Status]:
-    return sweep(recipe).statuses(queue_of(sweep(recipe)))
-
-
-def submitted(found: Run | Pipeline, recipe: str = "mine") -> None:
-    assert submit(Pipeline.of(found), f"{recipe}.py", [], dry_run=False) == 0
-
-
-def until(happened: Callable[[], bool]) -> None:
-    """Wait for it; a requeued job hardly waits for its old credential here.
-
-    Within the second of its end a node refuses the job, as "already killed".
-    """
-    seen: dict[str, float] = {}
-    while not happened():
-        now = time.monotonic()
-        waiting = [job for job, one in slurm.queue().items() if one.where == "BeginTime"]
-        seen = {job: seen.get(job, now) for job in waiting}
-        for job in waiting:
-            if now - seen[job] > 2:
-                command = ["scontrol", "update", f"JobId={job}", "StartTime=now"]
-                subprocess.run(command, check=False, capture_output=True)
-        time.sleep(0.3)
-
-
-def ended() -> bool:
-    return not slurm.queue()
-
-
-def attempts(run: Run) -> list[dict[str, object]]:
-    return [json.loads(line) for line in (run.folder / "attempts.jsonl").read_text().splitlines()]
-
-
-def codes(run: Run) -> list[object]:
-    return [line["code"] for line in attempts(run) if "code" in line]
 
 
 def test_a_grid_with_failures_is_completed_by_retry(here: Path) -> None:

@@ -126,6 +126,50 @@ def test_results_are_the_keys_that_vary_and_the_scores(tmp_path: Path) -> None:
         results(tmp_path / "runs", tmp_path / "out.txt")
 
 
+def test_results_as_parquet(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    sweep, out = sweep_of_three(tmp_path), tmp_path / "out.parquet"
+    results(sweep.folder or tmp_path, out)
+    rows = parquet.read_table(out).to_pylist()
+    assert [(row["run"], row["optim.lr"], row["eval_top1"]) for row in rows] == [
+        ("1", 0.1, 0.5),
+        ("2", 0.2, 0.6),
+    ]
+
+
+def test_status_is_watched_until_all_have_ended(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, BEGAN)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        state.hand_to(folder, pid=process.pid)
+        watch = [sys.executable, "-u", "-m", "graftwerk", "status", str(folder), "--watch", "0.1"]
+        with subprocess.Popen(watch, stdout=subprocess.PIPE, text=True) as watching:
+            assert watching.stdout is not None
+            lines = (line.split() for line in watching.stdout if line.startswith("run-1234"))
+            assert [next(lines)[1], next(lines)[1]] == ["running", "running"]
+            process.communicate(b"\n")
+            said = watching.stdout.read()
+    assert said.splitlines()[-1] == "1 runs: 1 stopped"
+    assert watching.returncode == 0
+
+
+def test_logs_are_the_run_s_own_and_its_job_s(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = sweep_of_three(tmp_path)
+    assert sweep.folder is not None
+    run = sweep.members["2"].folder
+    state.hand_to(run, job="7_1")
+    (run / "stdout.txt").write_text("epoch 1\n")
+    (sweep.folder / "logs").mkdir()
+    (sweep.folder / "logs" / "7_1.out").write_text("srun: error\n")
+    assert main(["logs", str(sweep.folder), "2"]) == 0
+    said = capsys.readouterr().out
+    assert f"==> {run}/stdout.txt\nepoch 1\n==> " in said
+    assert "7_1.out\nsrun: error\n" in said
+    assert main(["logs", str(sweep.folder), "7"]) == 2
+    assert "7: no such run here" in capsys.readouterr().err
+
+
 def test_runs_are_chosen_by_state_or_by_their_config(tmp_path: Path) -> None:
     sweep = sweep_of_three(tmp_path)
     for line in (BEGAN, {"code": 1}):

@@ -156,6 +156,7 @@ export PYTHONPATH={code}:{code}/tree${{PYTHONPATH:+:$PYTHONPATH}}
 export PYTHONSAFEPATH=1 {SNAPSHOT}={code}/tree  # what was submitted, not what is here now
 export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIG{signal}  # torchrun passes them on
 export {ATTENDED}=1 PET_SHUTDOWN_TIMEOUT={grace} TORCH_ELASTIC_SHUTDOWN_TIMEOUT={grace}
+export USER="${{USER:-$(id -un)}}"  # which ch-run needs, and some environments lack
 limit={limit}  # seconds until this job ends a run by itself
 
 element=${{SLURM_ARRAY_TASK_ID:-0}}

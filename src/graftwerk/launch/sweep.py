@@ -8,6 +8,7 @@ runs.
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftwerk.errors import ConfigError, GraftwerkError, StorageError
 from graftwerk.launch import state
-from graftwerk.launch.state import Queue, Status
+from graftwerk.launch.state import FINISHED, WAITING, Queue, Status
 from graftwerk.log.files import replace
 
 if TYPE_CHECKING:
@@ -103,9 +104,16 @@ class Sweep:
         return cls(None, {path.name: Member(path.name, path, ()) for path in found})
 
     def statuses(self, queue: Queue) -> dict[str, Status]:
-        return {
+        """By name; of those that wait, for which other runs."""
+        found = {
             name: state.status(member.folder, queue, name) for name, member in self.members.items()
         }
+        for name, one in found.items():
+            needs = self.members[name].needs
+            missing = [other for other in needs if found[other].state != FINISHED]
+            if one.state == WAITING and missing:
+                found[name] = dataclasses.replace(one, reason=f"for {', '.join(missing)}")
+        return found
 
 
 def _run_folders(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ the first node of the step is the meeting place, whatever names it has.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -40,7 +41,8 @@ def _noted(code: int) -> int:
     """The first node to fail tells the others' script why."""
     file = os.environ.get("GRAFTWERK_CODE")
     if file and not Path(file).exists():
-        Path(file).write_text(f"{code}\n")
+        with contextlib.suppress(OSError):  # the disk may be full, which is what the code says
+            Path(file).write_text(f"{code}\n")
     return code
 
 

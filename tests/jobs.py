@@ -1,0 +1,74 @@
+"""Jobs on a private Slurm that run a stand-in for graftwerk (`launch/payload.py`)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from graftwerk.launch import slurm
+from graftwerk.launch.state import Status
+from graftwerk.launch.submit import submit
+from graftwerk.launch.sweep import Sweep
+from graftwerk.launch.table import queue_of
+from graftwerk.pipeline import Pipeline
+from graftwerk.run import Run
+
+
+def queue_ids() -> list[str]:
+    return list(slurm.queue())
+
+
+def run_slurm(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def ordered(run: Run, orders: str) -> Run:
+    """`run`, whose first attempts obey `orders`."""
+    run.folder.mkdir(parents=True)
+    (run.folder / "orders").write_text(orders)
+    return run
+
+
+def sweep(recipe: str = "mine") -> Sweep:
+    (folder,) = Path("runs/sweeps").glob(f"{recipe}-*")
+    return Sweep.open(folder)
+
+
+def statuses(recipe: str = "mine") -> dict[str, Status]:
+    return sweep(recipe).statuses(queue_of(sweep(recipe)))
+
+
+def submitted(found: Run | Pipeline, recipe: str = "mine") -> None:
+    assert submit(Pipeline.of(found), f"{recipe}.py", [], dry_run=False) == 0
+
+
+def until(happened: Callable[[], bool]) -> None:
+    """Wait for it; a requeued job hardly waits for its old credential here.
+
+    Within the second of its end a node refuses the job, as "already killed".
+    """
+    seen: dict[str, float] = {}
+    while not happened():
+        now = time.monotonic()
+        waiting = [job for job, one in slurm.queue().items() if one.where == "BeginTime"]
+        seen = {job: seen.get(job, now) for job in waiting}
+        for job in waiting:
+            if now - seen[job] > 2:
+                command = ["scontrol", "update", f"JobId={job}", "StartTime=now"]
+                subprocess.run(command, check=False, capture_output=True)
+        time.sleep(0.3)
+
+
+def ended() -> bool:
+    return not slurm.queue()
+
+
+def attempts(run: Run) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (run.folder / "attempts.jsonl").read_text().splitlines()]
+
+
+def codes(run: Run) -> list[object]:
+    return [line["code"] for line in attempts(run) if "code" in line]
