@@ -161,10 +161,12 @@ def test_a_submitted_run_is_trained_in_its_container(
 def test_charliecloud_trains(image: Path, tmp_path: Path, slurm: Cluster) -> None:
     """The image has nothing but the host's Python, and torch, at their own places."""
     require_program("ch-run")
-    host = outermost([Path("/usr"), Path(sys.prefix), Path(sys.base_prefix)])
+    prefix = Path(sys.prefix).resolve()
+    host = outermost([Path("/usr"), prefix, Path(sys.base_prefix)])
     for folder in host:
         (image / folder.relative_to("/")).mkdir(parents=True, exist_ok=True)
-    keys = {"image": image, "runtime": "charliecloud", "gpus": "false", "python": sys.executable}
+    keys = {"image": image, "runtime": "charliecloud", "gpus": "false"}
+    keys |= {"python": prefix / "bin" / "python"}
     keys["binds"] = json.dumps([str(folder) for folder in host])
     words = [f"launch.container.{key}={value}" for key, value in keys.items()]
     slurm.run(*command("run", TINY, "steps=1", "--on=slurm", *words), env=PYTHON, cwd=tmp_path)

@@ -112,7 +112,8 @@ def test_pools_and_later_commands_know_them_too(project: Path) -> None:
     """The pool's terminal is closed as soon as it has begun."""
     require_program("script")
     words = command("run", "recipes/mine.py:two", "--jobs=2")
-    line = f"nohup {shlex.join(words)} > {project}/said 2>&1 &"
+    begun = "until [ -s said ]; do sleep 0.1; done"
+    line = f"nohup {shlex.join(words)} > said 2>&1 & {begun}"
     env = os.environ | PYTHON
     subprocess.run(["script", "-qc", line, "/dev/null"], cwd=project, env=env, check=True)
     deadline = time.monotonic() + 400
