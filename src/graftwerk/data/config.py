@@ -310,3 +310,6 @@ class Augment(Node):
     @property
     def mixes(self) -> bool:
         return self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None
+
+
+from graftwerk.data import presets as presets  # noqa: E402  # the kinds of the named data sets
