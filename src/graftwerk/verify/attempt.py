@@ -65,9 +65,8 @@ class Attempt:
 
     def __init__(self, arguments: Sequence[str], out: Path, *, fresh: bool) -> None:
         self.out = out
-        context = mp.get_context("spawn" if fresh else "forkserver")
-        if not fresh:
-            context.set_forkserver_preload(list(PRELOADED))
+        context = mp.get_context("spawn") if fresh else mp.get_context("forkserver")
+        context.set_forkserver_preload(list(PRELOADED))
         self._process = context.Process(target=_graftwerk, args=(list(arguments), out))
         self._process.start()
         assert self._process.pid is not None
