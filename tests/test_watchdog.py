@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -165,6 +166,31 @@ def test_a_board_tells_who_stands_where_and_who_does_not_answer() -> None:
     boards[2].call()
     until(lambda: boards[0].reported == {0, 1, 2})
     assert f"furthest behind: rank 2 on {host} after step 16" in boards[0].missing()
+    for board in boards:
+        board.stop()
+
+
+def test_rank_0_hears_of_stragglers_from_the_board() -> None:
+    store, where = HashStore(), {0: (0, "", 0.0), 1: (0, "", 0.0)}
+    boards = [
+        Board(World(rank=rank, size=2), store, lambda rank=rank: where[rank]) for rank in (0, 1)
+    ]
+    for board in boards:
+        board.start(0.01)
+    news: list[dict[str, Any]] = []
+
+    def told() -> bool:
+        for rank, seconds in ((0, 1.0), (1, 4.0)):
+            done, _, busy = where[rank]
+            where[rank] = done + 1, "", busy + seconds
+        news.extend(boards[0].news())
+        return bool(news)
+
+    until(told)
+    assert news[0]["slow_rank"] == 1
+    assert news[0]["host"] == socket.gethostname()
+    assert "rank 1" in news[0]["reason"]
+    assert boards[1].news() == []
     for board in boards:
         board.stop()
 

@@ -97,7 +97,11 @@ def _found(store: Store, me: Member, size: int) -> list[Member]:
     deadline = time.monotonic() + FOUNDING
     while not store.check(keys):
         if time.monotonic() > deadline:
-            raise ApartError(f"not all of {size} workers came within {FOUNDING:.0f} s")
+            missing = [slot for slot in range(size) if not store.check([f"founder/{slot}"])]
+            raise ApartError(
+                f"{len(missing)} of {size} workers did not come within {FOUNDING:.0f} s: "
+                f"{', '.join(f'worker {slot}' for slot in missing)}"
+            )
         time.sleep(0.02)
     store.set("founded", "")
     return [unpacked(store.get(key)) for key in keys]
