@@ -18,13 +18,14 @@ import torch
 from torch import nn
 from torch.distributed import HashStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
+from doubles import tiny
 from graftwerk import arrival
 from graftwerk.arrival import MissingError, meet
 from graftwerk.axes import World
 from graftwerk.board import Board
 from graftwerk.pace import TIMES, WINDOW, Pace, Stragglers, slow_ranks
-from graftwerk.signals import last_moment
-from running import PYTHON, TINY, command, only_run, records
+from graftwerk.signals import StoppedError, last_moment
+from running import PYTHON, TINY, command, newest_state, only_run, records, train_here
 
 # ---------------------------------------------------------------- start
 
@@ -208,6 +209,18 @@ def test_the_last_moment_of_a_job() -> None:
     assert last_moment(env, 600) == 1900
     assert last_moment({}, 60) == float("inf")
     assert last_moment(env | {"SLURM_JOB_END_TIME": "N/A"}, 60) == float("inf")
+
+
+def test_a_run_saves_and_stops_by_itself_before_its_job_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    monkeypatch.setenv("SLURM_JOB_START_TIME", str(now - 1000))
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(now + 30))
+    with pytest.raises(StoppedError, match="stopped by the job's time limit after step 1") as error:
+        train_here(tiny(), tmp_path)
+    assert error.value.exit_code == 75
+    assert newest_state(only_run(tmp_path))[0] == 1
 
 
 # ---------------------------------------------------------------- real processes

@@ -28,6 +28,8 @@ from graftwerk.errors import USER_ERROR, GraftwerkError
 FILE = "lock.json"
 BEAT = 10.0
 STALE = 120.0
+DYING = 1.0
+"""Seconds that a process which was just killed may take to be gone."""
 
 
 class LockedError(GraftwerkError):
@@ -116,11 +118,17 @@ class FolderLock:
 
     def acquire(self) -> None:
         """Raises LockedError where another process holds it; OSError where nobody can write."""
-        own = self._path.with_name(f".lock-{self._me.token}")
+        own, deadline = self._path.with_name(f".lock-{self._me.token}"), time.monotonic() + DYING
         try:
             own.write_text(json.dumps(asdict(self._me)))
-            self._take(self._path, own)
-            self.held = True
+            while not self.held:
+                try:
+                    self._take(self._path, own)
+                    self.held = True
+                except LockedError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.1)
         finally:
             own.unlink(missing_ok=True)
 

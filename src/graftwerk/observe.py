@@ -72,6 +72,7 @@ class Observer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.watchdog.doing = "closing the logs"
         if kind is not None and not issubclass(kind, KeyboardInterrupt):
             self.saving.writer.wait_alone()
         if self.ledger.logbook is not None:
