@@ -1,25 +1,31 @@
 """Decoding and augmenting on the CPU: graftwerk against what a user would otherwise pick.
 
-    GRAFTWERK_DATA=/path python benchmarks/loader.py [--images 600] [--rounds 3]
+    GRAFTWERK_DATA=/path python benchmarks/loader.py [--images 600] [--rounds 5] [--peers PYTHON]
 
-Takes the 600 ImageNet photographs of ``imagenet-sample-600.tar``, RandomResizedCrop(224) and flip,
-to a normalised float tensor. One process, one thread, no disk: images per second of processor time.
-The contenders take turns, 20 images each, so that a busy machine slows all alike. Prints JSON: for
-each the images per CPU second, and the median over turns of its speed relative to PIL + torchvision
-v1; for `fast` also the PSNR of the pixels against `exact`, with the same crops.
+Takes the ImageNet photographs of ``imagenet-sample-600.tar``, RandomResizedCrop(224) and flip, to
+batches of 20. One process, one thread, no disk: images per second of processor time. The contenders
+take turns, a pass over all images each, so that a busy machine slows all alike. With ``--peers``, a
+Python that has DALI and FFCV, they run as processes of their own, FFCV from files that it prepared
+itself: as they are, at most 500 or 256 pixels long in JPEG of quality 90, and 256 in raw pixels;
+graftwerk from those that `graftwerk data pack` would write. Prints JSON: for each the images per
+CPU second, and the median over rounds of its speed relative to PIL + torchvision v1 and to the
+peers; for `fast` also the PSNR of the pixels against `exact`, with the same crops.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tarfile
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +39,61 @@ from torchvision import transforms as v1
 from torchvision.transforms import v2
 
 from graftwerk.data.config import IMAGENET_MEAN, IMAGENET_STD, Augment, Folder
-from graftwerk.data.loader import seed_generators
+from graftwerk.data.finish import Finish
+from graftwerk.data.loader import Sample, collate, seed_generators
+from graftwerk.data.pack import Recode, recoded
 from graftwerk.data.transforms import train_transform
 
-SIZE, TURN = 224, 20
+SIZE, BATCH = 224, 20
 SAMPLE = "imagenet-sample-600.tar"
 REFERENCE = "PIL + torchvision v1"
-Contender = Callable[[bytes], Tensor]
+PACKED = {
+    "500": Recode(max_side=500, encode="jpeg"),
+    "256": Recode(max_side=256, encode="jpeg"),
+    "raw": Recode(max_side=256, encode="raw"),
+}
+PEERS = ("dali", "ffcv-original", "ffcv-500", "ffcv-256", "ffcv-raw")
+DATA = Folder.model_validate({"path": "."})
+Pass = Callable[[], float]
+"""Takes all images once; the seconds of processor time."""
 
 
-def contenders() -> dict[str, Contender]:
+def one_by_one(raws: list[bytes], transform: Callable[[bytes], Tensor]) -> Pass:
+    """Images by `transform`, stacked to batches."""
+    return timed(raws, lambda part: torch.stack([transform(raw) for raw in part]))
+
+
+def ours(raws: list[bytes], decode: str, interpolation: str, *, finished: bool = False) -> Pass:
+    """As a loader process of graftwerk; `finished`: and what follows on the device, on the CPU."""
+    augment = Augment.model_validate(
+        {"size": SIZE, "decode": decode, "interpolation": interpolation}
+    )
+    transform = train_transform(augment, DATA)
+    finish = Finish(DATA, torch.device("cpu"), torch.channels_last)
+
+    def batch(part: list[bytes]) -> None:
+        samples: list[Sample] = []
+        for number, raw in enumerate(part):
+            seed_generators(0, number, 0)
+            samples.append(Sample(transform(raw), 0, number, ()))
+        made = collate(samples)
+        if finished:
+            finish(made)
+
+    return timed(raws, batch)
+
+
+def timed(raws: list[bytes], batch: Callable[[list[bytes]], object]) -> Pass:
+    def one_pass() -> float:
+        began = time.process_time()
+        for start in range(0, len(raws), BATCH):
+            batch(raws[start : start + BATCH])
+        return time.process_time() - began
+
+    return one_pass
+
+
+def libraries(raws: list[bytes]) -> dict[str, Pass]:
     old: Any = v1.Compose(
         [
             v1.RandomResizedCrop(SIZE),
@@ -51,25 +102,13 @@ def contenders() -> dict[str, Contender]:
             v1.Normalize(IMAGENET_MEAN, IMAGENET_STD),
         ]
     )
+    crop: Any = v2.Compose([v2.RandomResizedCrop(SIZE, antialias=True), v2.RandomHorizontalFlip()])
     new: Any = v2.Compose(
-        [
-            v2.RandomResizedCrop(SIZE, antialias=True),
-            v2.RandomHorizontalFlip(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-        ]
+        [crop, v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     )
     theirs: Any = create_transform(
         SIZE, is_training=True, interpolation="bilinear", color_jitter=0.0
     )
-    data = Folder.model_validate({"path": "."})
-    ours = {
-        f"graftwerk {decode} {interpolation}": train_transform(
-            Augment(size=SIZE, decode=decode, interpolation=interpolation), data
-        )
-        for decode in ("exact", "fast")
-        for interpolation in ("bilinear", "bicubic")
-    }
 
     def opened(raw: bytes) -> Image.Image:
         return Image.open(io.BytesIO(raw)).convert("RGB")
@@ -79,38 +118,62 @@ def contenders() -> dict[str, Contender]:
         return vision_io.decode_jpeg(encoded, mode=vision_io.ImageReadMode.RGB)
 
     return {
-        REFERENCE: lambda raw: old(opened(raw)),
-        "torchvision.io + v2": lambda raw: new(tensor(raw)),
-        "timm": lambda raw: theirs(opened(raw)),
-        **ours,
+        REFERENCE: one_by_one(raws, lambda raw: old(opened(raw))),
+        "torchvision.io + v2": one_by_one(raws, lambda raw: new(tensor(raw))),
+        "torchvision.io + v2, bytes": one_by_one(raws, lambda raw: crop(tensor(raw))),
+        "timm": one_by_one(raws, lambda raw: theirs(opened(raw))),
     }
 
 
-def measure(raws: list[bytes], rounds: int) -> dict[str, list[float]]:
-    """Seconds of processor time of each contender's turns."""
-    made = contenders()
-    seconds: dict[str, list[float]] = {name: [] for name in made}
-    for number in range(rounds):
-        for start in range(0, len(raws), TURN):
-            for name, contender in made.items():
-                seed_generators(number, start)
-                began = time.process_time()
-                for raw in raws[start : start + TURN]:
-                    contender(raw)
-                seconds[name].append(time.process_time() - began)
-    return seconds
+@contextlib.contextmanager
+def peers(python: str | None, raws: list[bytes]) -> Generator[dict[str, Pass]]:
+    """DALI and FFCV, each a process that waits for its turn."""
+    if python is None:
+        yield {}
+        return
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        for number, raw in enumerate(raws):
+            Path(folder, f"{number:04}.jpg").write_bytes(raw)
+        started: dict[str, Pass] = {}
+        for name in PEERS:
+            words = [python, str(Path(__file__).with_name("loader_peers.py")), folder, name]
+            process = subprocess.Popen(
+                words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            stack.callback(process.wait)
+            stack.callback(process.stdin.close if process.stdin else print)
+            assert process.stdout is not None
+            while process.stdout.readline().strip() != "ready":
+                assert process.poll() is None, f"{name} ended"
+            started[name] = lambda process=process: ask(process)
+        yield started
+
+
+def ask(process: subprocess.Popen[str]) -> float:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return float(process.stdout.readline())
 
 
 def psnr(raws: list[bytes], interpolation: str) -> dict[str, float]:
     """Of `fast` against `exact`, in dB of 8-bit pixels."""
-    made = contenders()
-    scale = torch.tensor(IMAGENET_STD).view(3, 1, 1) * 255
+    made = [
+        train_transform(
+            Augment.model_validate(
+                {"size": SIZE, "decode": decode, "interpolation": interpolation}
+            ),
+            DATA,
+        )
+        for decode in ("exact", "fast")
+    ]
     values: list[float] = []
     for number, raw in enumerate(raws):
         pair: list[Tensor] = []
-        for decode in ("exact", "fast"):
+        for transform in made:
             seed_generators(number)
-            pair.append(made[f"graftwerk {decode} {interpolation}"](raw) * scale)
+            pair.append(transform(raw).image_chw.double())
         error = float(((pair[0] - pair[1]) ** 2).mean())
         values.append(float(10 * np.log10(255**2 / max(error, 1e-9))))
     values.sort()
@@ -124,7 +187,8 @@ def psnr(raws: list[bytes], interpolation: str) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--images", type=int, default=600)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peers", help="a Python with DALI and FFCV")
     options = parser.parse_args()
     if "GRAFTWERK_DATA" not in os.environ:
         sys.exit(f"set GRAFTWERK_DATA to the folder of {SAMPLE}")
@@ -132,19 +196,44 @@ def main() -> None:
     with tarfile.open(Path(os.environ["GRAFTWERK_DATA"]) / SAMPLE) as archive:
         files = [archive.extractfile(member) for member in archive if member.isfile()]
         raws = [file.read() for file in files[: options.images] if file is not None]
-    seconds = measure(raws, options.rounds)
-    reference = seconds[REFERENCE]
-    results = {
-        name: {
-            "images per CPU second": round(len(raws) * options.rounds / sum(turns), 1),
-            "times the reference": round(
-                statistics.median(r / t for r, t in zip(reference, turns, strict=True)), 2
-            ),
-        }
-        for name, turns in seconds.items()
+    passes = libraries(raws)
+    for decode in ("exact", "fast"):
+        for interpolation in ("bilinear", "bicubic"):
+            passes[f"graftwerk {decode} {interpolation}"] = ours(raws, decode, interpolation)
+    passes["graftwerk fast bilinear, normalised"] = ours(raws, "fast", "bilinear", finished=True)
+    for name, recode in PACKED.items():
+        packed = [recoded(raw, recode)[0] for raw in raws]
+        passes[f"graftwerk fast bilinear, {name}"] = ours(packed, "fast", "bilinear")
+    with peers(options.peers, raws) as others:
+        passes |= others
+        for one_pass in passes.values():
+            one_pass()
+        rounds = [
+            {name: one_pass() for name, one_pass in passes.items()} for _ in range(options.rounds)
+        ]
+    print(json.dumps(summary(rounds, raws), indent=1))
+
+
+def summary(rounds: list[dict[str, float]], raws: list[bytes]) -> dict[str, Any]:
+    def times(name: str, other: str) -> float:
+        return round(statistics.median(seconds[other] / seconds[name] for seconds in rounds), 2)
+
+    against = {"dali": "", "ffcv-original": "", "ffcv-500": ", 500", "ffcv-256": ", 256"}
+    against["ffcv-raw"] = ", raw"
+    return {
+        "images": len(raws),
+        "images per CPU second": {
+            name: round(len(raws) / statistics.median(seconds[name] for seconds in rounds))
+            for name in rounds[0]
+        },
+        "times the reference": {name: times(name, REFERENCE) for name in rounds[0]},
+        "graftwerk fast bilinear, times the peer": {
+            peer: times(f"graftwerk fast bilinear{suffix}", peer)
+            for peer, suffix in against.items()
+            if peer in rounds[0]
+        },
+        "psnr of fast": {mode: psnr(raws, mode) for mode in ("bilinear", "bicubic")},
     }
-    likeness = {mode: psnr(raws, mode) for mode in ("bilinear", "bicubic")}
-    print(json.dumps({"images": len(raws), "results": results, "psnr of fast": likeness}, indent=1))
 
 
 if __name__ == "__main__":
