@@ -13,6 +13,7 @@ from torch import nn
 from graftwerk.algorithms import check_execution, check_whole, choose_algorithms
 from graftwerk.amendments import Amendments
 from graftwerk.axes import Batch, Objective, Sparsity, Step, Sync, World
+from graftwerk.data.agreement import check_same_images
 from graftwerk.data.finish import Finish
 from graftwerk.data.loader import default_workers, eval_batches, train_batches
 from graftwerk.data.mix import build_mix, check_mix
@@ -307,6 +308,7 @@ def build(run: Run, world: World, amended: Amendments | None = None) -> Parts:
     check_whole(run)
     choose_algorithms(run.deterministic)
     splits = open_data(run)
+    check_same_images(world, splits)
     numbers = plan(run, len(splits.train), world.size, amended.batch(run, world))
     check_mix(run.augment, numbers.micro)
     net, load_report = build_net(run, len(splits.classes))
