@@ -140,9 +140,10 @@ def peers(python: str | None, raws: list[bytes]) -> Generator[dict[str, Pass]]:
             process = subprocess.Popen(
                 words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
-            stack.callback(process.wait)
-            stack.callback(process.stdin.close if process.stdin else print)
+            assert process.stdin is not None
             assert process.stdout is not None
+            stack.callback(process.wait)
+            stack.callback(process.stdin.close)
             while process.stdout.readline().strip() != "ready":
                 assert process.poll() is None, f"{name} ended"
             started[name] = lambda process=process: ask(process)

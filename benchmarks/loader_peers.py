@@ -21,12 +21,12 @@ AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 
 def dali(files: list[Path]) -> Callable[[], int]:
     import numpy as np
-    from nvidia.dali import fn, pipeline_def, types
+    from nvidia.dali import fn, pipeline_def, types  # pyright: ignore[reportMissingImports]
 
     raws = [np.frombuffer(file.read_bytes(), dtype=np.uint8) for file in files]
     batches = [raws[start : start + BATCH] for start in range(0, len(raws), BATCH)]
 
-    @pipeline_def(
+    @pipeline_def(  # pyright: ignore[reportUntypedFunctionDecorator]
         batch_size=BATCH,
         num_threads=1,
         device_id=None,
@@ -50,11 +50,11 @@ def dali(files: list[Path]) -> Callable[[], int]:
 
 def ffcv(files: list[Path], max_side: int | None, mode: str) -> Callable[[], int]:
     import numpy as np
-    from ffcv.fields import IntField, RGBImageField
-    from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
-    from ffcv.loader import Loader, OrderOption
-    from ffcv.transforms import RandomHorizontalFlip, ToTensor, ToTorchImage
-    from ffcv.writer import DatasetWriter
+    from ffcv.fields import IntField, RGBImageField  # pyright: ignore[reportMissingImports]
+    from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder  # pyright: ignore[reportMissingImports]
+    from ffcv.loader import Loader, OrderOption  # pyright: ignore[reportMissingImports]
+    from ffcv.transforms import RandomHorizontalFlip, ToTensor, ToTorchImage  # pyright: ignore[reportMissingImports]
+    from ffcv.writer import DatasetWriter  # pyright: ignore[reportMissingImports]
     from PIL import Image
 
     class Images:

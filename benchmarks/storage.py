@@ -1,6 +1,6 @@
 """Indexing, opening and staging data sets: how many members, how long, how much memory.
 
-    python benchmarks/storage.py [--folder DISK] [--members 200000] [--entries 11000000] [--mb 2000]
+    python benchmarks/storage.py [--folder DISK] [--members 200000] [--entries 11000000] [--mb 1000]
 
 Indexes a tar archive of `members` small files; opens an index of `entries` images in two processes
 and touches all of its columns in both; copies files of `mb` megabytes with `cp` and with
@@ -25,11 +25,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from graftwerk.config import load
-from graftwerk.data import archives as _  # its imports are not measured
 from graftwerk.data import index
-from graftwerk.data.config import Data
-from graftwerk.data.source import Splits
+from graftwerk.data.archives import open_tar
 from graftwerk.data.staging import stage
 
 CLASSES = 10_450
@@ -46,15 +43,11 @@ def indexing(folder: Path, members: int) -> dict[str, float]:
             file.write(entry.tobuf(tarfile.GNU_FORMAT) + bytes(512))
         file.write(bytes(1024))
     began = time.process_time()
-    splits = opened("tar", archive)
+    splits = open_tar(archive, 0.1, 0)
     seconds = time.process_time() - began
     assert len(splits.train) + len(splits.val) == members
     archive.unlink()
     return {"members": members, "per second": round(members / seconds)}
-
-
-def opened(kind: str, path: Path) -> Splits:
-    return load(Data, {"kind": kind, "path": path}).open(0)
 
 
 def write_index(folder: Path, entries: int) -> None:
@@ -89,7 +82,7 @@ def opening(folder: Path, queue: Any, turn: Any) -> None:
     process = psutil.Process()
     before = process.memory_full_info()
     began = time.perf_counter()
-    splits = opened("tar", folder)
+    splits = open_tar(folder, 0.1, 0)
     first = splits.train.name(0)
     seconds = time.perf_counter() - began
     columns = splits.train.index.columns  # pyright: ignore[reportAttributeAccessIssue]
@@ -156,7 +149,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--members", type=int, default=200_000)
     parser.add_argument("--entries", type=int, default=11_000_000)
-    parser.add_argument("--mb", type=int, default=2000)
+    parser.add_argument("--mb", type=int, default=1000)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)

@@ -34,7 +34,7 @@ class Listing:
         positions = np.unique(np.linspace(0, max(count - 1, 0), min(SAMPLED, count), dtype=int))
         names = ["/".join(source.name(i).split("/")[-2:]) for i in positions.tolist()]
         targets = np.ascontiguousarray(source.targets, dtype=np.int64)
-        return cls(split, positions, names, hashlib.sha256(targets).hexdigest(), count)
+        return cls(split, positions, names, hashlib.sha256(targets.tobytes()).hexdigest(), count)
 
     @property
     def digest(self) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import getpass
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -30,6 +31,8 @@ COMPLETE = ".complete"
 SPARE = 1.02
 """Free space wanted, relative to the bytes to copy."""
 THREADS = 4
+PIECE = 4 << 20
+"""Bytes at a time: they stay in the cache."""
 
 OnBytes = Callable[[int], None]
 
@@ -170,18 +173,33 @@ def _copy_file(
     """Copy a file with its times, by which its index knows it, and check it as it passes."""
     name, size, modified = row
     source, copy = listing.base / name, partial / name
-    copied = 0
-    with copy.open("wb") as file:
-        for number, block in enumerate(manifest.read_blocks(source)):
-            file.write(block)
-            if entry is not None and hashlib.sha256(block).hexdigest() != entry.blocks[number]:
-                raise DataError(
-                    f"{source}: damaged after byte {number * manifest.BLOCK:,}, says the manifest"
-                )
-            copied += len(block)
-            on_bytes(len(block))
-        file.flush()
+    copied, checksum = 0, hashlib.sha256()
+    piece = memoryview(bytearray(PIECE))
+    with source.open("rb", buffering=0) as original, copy.open("wb", buffering=0) as file:
+        while count := original.readinto(piece[: manifest.BLOCK - copied % manifest.BLOCK]):
+            _write(file, piece[:count])
+            copied += count
+            if entry is not None:
+                checksum.update(piece[:count])
+                if copied % manifest.BLOCK == 0 or copied == size:
+                    _check(source, entry, copied, checksum.hexdigest())
+                    checksum = hashlib.sha256()
+            on_bytes(count)
         os.fsync(file.fileno())
     if copied != size:
         raise DataError(f"{source}: changed while it was copied")
     os.utime(copy, ns=(modified, modified))
+
+
+def _write(file: io.FileIO, piece: memoryview) -> None:
+    while piece:
+        piece = piece[file.write(piece) :]
+
+
+def _check(source: Path, entry: manifest.Entry, copied: int, checksum: str) -> None:
+    """Compare the block that ends at byte `copied`."""
+    number = (copied - 1) // manifest.BLOCK
+    if number >= len(entry.blocks) or checksum != entry.blocks[number]:
+        raise DataError(
+            f"{source}: damaged after byte {number * manifest.BLOCK:,}, says the manifest"
+        )
