@@ -225,8 +225,8 @@ class Greedy(Objective, kind="greedy"):
     """Positions of those that take the memory; none: all do."""
     megabytes: int = 100
     """For each image of such a micro-batch."""
-    allowed: int = 1000
-    """Megabytes that the process may take beside what it has."""
+    allowed: int | None = None
+    """Megabytes that the process may take beside what it has, for good."""
 
     def build(self, net: nn.Module, **facts: Any) -> axes.Objective:
         del facts
@@ -239,7 +239,8 @@ class GreedyObjective(Supervised):
     def __init__(self, net: nn.Module, config: Greedy) -> None:
         super().__init__(net, loss="ce", smoothing=0.0)
         self._config = config
-        if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+        free = resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+        if config.allowed is not None and free:
             own = psutil.Process().memory_info().vms
             resource.setrlimit(resource.RLIMIT_AS, (own + (config.allowed << 20), -1))
 

@@ -12,7 +12,8 @@ import torch
 from doubles import Greedy, Halving, tiny
 from graftwerk.amendments import Amendments, Micro, read
 from graftwerk.axes import World
-from graftwerk.fitting import fits
+from graftwerk.errors import ConfigError
+from graftwerk.fitting import fit, fits
 from graftwerk.memory import candidates, largest, ran_out
 from graftwerk.run import BatchSize
 from graftwerk.seeding import random_state
@@ -20,6 +21,7 @@ from running import TINY, configured, differences, graftwerk, newest_state, only
 
 KEYS = [
     "objective=greedy",
+    "objective.allowed=1000",
     "batch.micro=null",
     "augment.mixup=0",
     "steps=6",
@@ -85,10 +87,11 @@ def test_a_rank_out_of_memory_ends_them_all_and_the_next_start_takes_less(tmp_pa
 
 
 def test_nothing_fits(tmp_path: Path) -> None:
-    words = ["batch.fit=true", "objective.megabytes=4000", "batch.size=4"]
-    code, said = start(tmp_path / "runs", *words)
-    assert code == 2, said
-    assert "batch.fit: not even a micro-batch of 1 fits the memory of cpu" in said
+    keys = {"batch__fit": True, "batch__size": 4, "augment__mixup": 0}
+    run = configured(tiny().model_copy(update={"objective": Greedy(megabytes=1 << 32)}), tmp_path)
+    run = configured(run, tmp_path, batch__micro=None, **keys)
+    with pytest.raises(ConfigError, match=r"batch.fit: not even a micro-batch of 1 fits"):
+        fit(run, World())
 
 
 @pytest.mark.parametrize("sparsity", [None, Halving()])

@@ -17,7 +17,7 @@ from graftwerk.data.mix import check_mix
 from graftwerk.errors import AGAIN, APART, ConfigError, GraftwerkError
 from graftwerk.log.jsonl import append
 from graftwerk.parts import Parts
-from graftwerk.run import Run, accumulation
+from graftwerk.run import Run
 
 WORDS = re.compile(
     "out of memory|not enough memory|can't allocate memory|std::bad_alloc|ALLOC_FAILED", re.I
@@ -49,9 +49,14 @@ def free() -> None:
 
 def candidates(run: Run, world: World) -> list[int]:
     """Ascending, the micro-batches that divide a rank's share and can be mixed as asked."""
-    largest, count = accumulation(run.batch, world.size)
-    share = largest * count
-    return [micro for micro in range(1, largest + 1) if share % micro == 0 and _mixes(run, micro)]
+    share, most = _share(run, world)
+    return [micro for micro in range(1, most + 1) if share % micro == 0 and _mixes(run, micro)]
+
+
+def _share(run: Run, world: World) -> tuple[int, int]:
+    """(images of a rank in a step, the largest micro-batch); groups that shrink share unequally."""
+    share = -(-run.batch.size // world.size)
+    return share, min(run.batch.micro or share, share)
 
 
 def _mixes(run: Run, micro: int) -> bool:
@@ -85,7 +90,7 @@ def shrink(run: Run, world: World, amended: Amendments, error: BaseException) ->
     Any rank may do so, for all; what is to be told is returned, and an event in the log. Raises
     ConfigError where they can't be smaller.
     """
-    now, _ = accumulation(amended.batch(run, world), world.size)
+    now = amended.at_most(_share(run, world)[1], run, world)
     smaller = [micro for micro in candidates(run, world) if micro < now]
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     if not smaller:
@@ -113,7 +118,7 @@ def where(world: World) -> str:
 
 def remarks(parts: Parts) -> list[str]:
     """What a smaller micro-batch than the config's changes beside the memory."""
-    asked, _ = accumulation(parts.run.batch, parts.world.size)
+    _, asked = _share(parts.run, parts.world)
     if parts.plan.micro >= asked:
         return []
     seen = f"{parts.plan.micro} images, not {asked}"
