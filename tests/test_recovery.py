@@ -14,6 +14,7 @@ from graftwerk.amendments import Amendments, Micro, Rollback, read
 from graftwerk.axes import World
 from graftwerk.errors import CheckpointError, DivergedError
 from graftwerk.run import Run
+from graftwerk.sparsity.config import Static
 from running import differences, newest_state, only_run, records, train_here
 
 KEYS: dict[str, Any] = {
@@ -117,6 +118,18 @@ def test_what_is_in_force_is_a_function_of_the_step() -> None:
         amended = amended.back(run, at=at, to=to)
     assert [r.shift for r in amended.rollbacks] == [17, 27, 67]
     assert [amended.data_step(step) for step in (0, 19, 20, 45, 99)] == [0, 19, 87, 112, 166]
+
+
+def test_precision_rises_as_far_as_products_go() -> None:
+    run = tiny().model_copy(update={"precision": "fp16"})
+    sparse = run.model_copy(
+        update={"sparsity": Static(execution="semi_structured", structure="2:4", density=0.5)}
+    )
+    for chosen, expected in ((run, ["bf16", "fp32", "fp32"]), (sparse, ["bf16"] * 3)):
+        amended = Amendments()
+        for at in (5, 6, 7):
+            amended = amended.back(chosen, at=at, to=0)
+        assert [rollback.precision for rollback in amended.rollbacks] == expected
 
 
 def test_file_of_amendments(tmp_path: Path) -> None:

@@ -97,13 +97,19 @@ class Amendments:
         if then == "rate":
             rate *= run.faults.factor
         if then == "precision":
-            precision = ORDER[min(ORDER.index(precision) + 1, len(ORDER) - 1)]
+            precision = _higher(precision, run)
         entry = Rollback(at, to, self.data_step(at) - to, precision, rate)
         return replace(self, rollbacks=(*self.rollbacks, entry))
 
     def write(self, folder: Path) -> None:
         with atomic(folder / FILE) as file:
             file.write(json.dumps(asdict(self), indent=1).encode())
+
+
+def _higher(precision: str, run: Run) -> str:
+    """The next precision that the run's products know; 2:4 products are in half precision."""
+    known = ORDER[:2] if getattr(run.sparsity, "execution", "") == "semi_structured" else ORDER
+    return known[min(known.index(precision) + 1, len(known) - 1)]
 
 
 def of_run(run: Run, world: World) -> Micro:
