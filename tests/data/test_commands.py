@@ -132,3 +132,13 @@ def test_raw_pixels_train_like_the_files(tmp_path: Path, folder: Path):
     assert all(raw.startswith(b"P6") for raw, _ in content(packed.train))  # pyright: ignore
     facts = json.loads((tmp_path / "to" / "manifest.json").read_text())
     assert [entry["name"] for entry in facts["files"]] == ["train.tar", "val.tar"]
+
+
+def test_bench_tells_the_speed_with_and_without_processes(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = ["data", "bench", str(folder), "--images", "64", "--size", "16", "--workers", "0"]
+    assert main(words) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in shown] == ["0 workers", "1 workers"]
+    assert main([*words[:3], "--images", "32"]) == 2
