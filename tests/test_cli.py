@@ -205,7 +205,7 @@ def test_no_room_for_a_checkpoint_ends_the_run_with_the_old_one_intact(tmp_path:
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, resource.RLIM_INFINITY))\n"
         "from graftwerk.cli import main\nsys.exit(main(sys.argv[1:]))\n"
     )
-    words = ["run", TINY, "steps=4", "log.folder=small"]
+    words = ["run", TINY, "steps=4", "log.folder=small", "save.patience=1"]
     done = subprocess.run(
         [sys.executable, "-c", script, *words],
         env=os.environ | PYTHON,
@@ -215,5 +215,5 @@ def test_no_room_for_a_checkpoint_ends_the_run_with_the_old_one_intact(tmp_path:
         check=False,
     )
     assert done.returncode == 74, done.stderr
-    assert "checkpoint of step 2 not saved" in done.stderr
+    assert "checkpoint of step 4 not saved" in done.stderr
     assert "Traceback" not in done.stderr

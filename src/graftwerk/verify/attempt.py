@@ -10,6 +10,7 @@ import contextlib
 import json
 import multiprocessing as mp
 import os
+import runpy
 import signal
 import sys
 from collections.abc import Sequence
@@ -136,9 +137,7 @@ def _graftwerk(arguments: list[str], out: Path) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.argv = ["graftwerk", *arguments]
-    from graftwerk.cli import main
-
-    sys.exit(main(arguments))
+    runpy.run_module("graftwerk", run_name="__main__")
 
 
 def _is_rank(process: psutil.Process) -> bool:
