@@ -24,6 +24,8 @@ from graftwerk.errors import APART, GraftwerkError
 NEWCOMERS = "newcomers"
 REMEMBERED = 256
 """Decisions that stay in the store, for members that are behind and for newcomers."""
+LAST_CALL = 5.0
+"""Seconds for a thread's last word with the store; one that is in it when Python ends aborts."""
 
 
 class ApartError(GraftwerkError):
@@ -91,7 +93,8 @@ class Heartbeats:
         self._count = 0
         self._ended = threading.Event()
         self._beat()
-        threading.Thread(target=self._run, daemon=True).start()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
     def watch(self, uids: Collection[int]) -> None:
         self._watched = set(uids) - {self._uid}
@@ -112,6 +115,7 @@ class Heartbeats:
 
     def stop(self) -> None:
         self._ended.set()
+        self._thread.join(LAST_CALL)
 
     def _beat(self) -> None:
         self._count += 1
@@ -169,14 +173,18 @@ class Ballot:
     _gone: set[int] = field(default_factory=set[int])
     _votes: list[Vote] = field(default_factory=list[Vote])
     _ended: bool = False
+    _thread: threading.Thread | None = None
 
     def start(self) -> None:
-        threading.Thread(target=self._run, daemon=True).start()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
         with self.changed:
             self._ended = True
             self.changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(LAST_CALL)
 
     def submit(self, vote: Vote) -> None:
         with self.changed:
