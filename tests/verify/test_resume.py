@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
 from pathlib import Path
 
-from running import TINY, graftwerk
+import pytest
+
+from running import PYTHON, TINY, command, graftwerk
 
 HIDDEN = f"{Path(__file__).parent / 'hidden.py'}:forgetful"
 KEYS = ["data.workers=0", "evaluate.every=1000"]
@@ -42,3 +46,14 @@ def test_a_run_that_is_not_there_is_named(tmp_path: Path) -> None:
     done = graftwerk("verify-resume", "spark_digits", "--run", "finetun", cwd=tmp_path)
     assert done.returncode == 2
     assert "did you mean 'finetune'?" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_a_hundred_kills(tmp_path: Path) -> None:
+    keys = [*KEYS, "steps=60", "save=5 steps", "ema.decay=0.9", "schedule.warmup_epochs=0"]
+    words = command("verify-resume", "digits", "--kills=100", "--json", *keys)
+    environment = os.environ | PYTHON | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(json.loads(done.stdout)["hits"]) > 50
