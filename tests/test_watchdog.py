@@ -227,8 +227,8 @@ def test_a_run_saves_and_stops_by_itself_before_its_job_ends(
 
 WORDS = [
     *("steps=1000", "objective=unhurried", "processes=2", "batch.micro=16", "log.every=1"),
-    *("evaluate.every=1000", "save=1 step", "log.tensorboard=false"),
-    *("faults.hang=2", "faults.hang_floor=8", "log.console=lines"),
+    *("evaluate.every=1000", "save=3 steps", "log.tensorboard=false", "log.console=lines"),
+    *("faults.hang=2", "faults.hang_floor=8", "faults.start_timeout=150"),  # also within a save
 ]
 
 
