@@ -32,7 +32,9 @@ def test_a_run_that_is_killed_twice_ends_with_the_same_bits(tmp_path: Path) -> N
 
 
 def test_a_state_outside_of_checkpoints_is_found(tmp_path: Path) -> None:
+    sigterm_after_step_5 = 35  # a run that has no checkpoint begins anew, and shows nothing
     words = ["verify-resume", HIDDEN, "--kills", "1", "--folder", "both", *KEYS]
+    words += ["--seed", str(sigterm_after_step_5)]
     done = graftwerk(*words, cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "DIFFERENT" in done.stdout
