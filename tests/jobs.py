@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from graftwerk.data.config import Data
 from graftwerk.launch import slurm
 from graftwerk.launch.state import Status
 from graftwerk.launch.submit import submit
@@ -15,6 +16,30 @@ from graftwerk.launch.sweep import Sweep
 from graftwerk.launch.table import queue_of
 from graftwerk.pipeline import Pipeline
 from graftwerk.run import Run
+
+
+class Many(Data, kind="many"):
+    """A run that starts from any number of others."""
+
+    parts: tuple[Path, ...] = ()
+
+
+def one_four_one_one() -> Pipeline:
+    """A graph of 1 → 4 → 1 → 1 runs; the first attempt at `part_2` crashes."""
+    runs = {"one": Run(name="one")}
+    names = [f"part_{number}" for number in range(4)]
+    for name in names:
+        runs[name] = Run(name=name, data=Many(parts=(Path("run:one"),)))
+    runs["whole"] = Run(name="whole", data=Many(parts=tuple(Path(f"run:{n}") for n in names)))
+    runs["end"] = Run(name="end", data=Many(parts=(Path("run:whole"),)))
+    graph = Pipeline(runs)
+    resolved = graph.resolved()
+    ordered(resolved["part_2"], "f")
+    for name, run in resolved.items():
+        run.folder.mkdir(parents=True, exist_ok=True)
+        needed = [str(resolved[other].folder) for other in graph.needs[name]]
+        (run.folder / "needs").write_text(" ".join(needed))
+    return graph
 
 
 def queue_ids() -> list[str]:

@@ -2,7 +2,7 @@
 
 A recipe may define kinds (``class Mine(Data, kind="mine")``). A tree names them, and a process that
 reads the tree must know them first: `kinds.json` has the modules of their classes by name,
-``{"recipe": "/work/recipe.py"}``.
+``{"recipe": "/path/to/recipe.py"}``.
 """
 
 from __future__ import annotations

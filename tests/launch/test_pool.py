@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from graftwerk.data.config import Data
 from graftwerk.grid import grid
 from graftwerk.launch.here import run_here
 from graftwerk.launch.retry import retry
@@ -16,13 +15,7 @@ from graftwerk.launch.state import Status
 from graftwerk.launch.sweep import Sweep
 from graftwerk.pipeline import Pipeline
 from graftwerk.run import Run
-from jobs import ordered
-
-
-class Parts(Data, kind="parts"):
-    """A run that starts from any number of others."""
-
-    parts: tuple[Path, ...] = ()
+from jobs import one_four_one_one, ordered
 
 
 @pytest.fixture(autouse=True)
@@ -69,20 +62,7 @@ def test_a_grid_with_failures_is_completed_by_retry(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_graph_waits_for_what_failed() -> None:
-    runs = {"one": Run(name="one")}
-    for number in range(4):
-        start = Parts(parts=(Path("run:one"),))
-        runs[f"part_{number}"] = Run(name=f"part_{number}", data=start)
-    parts = tuple(Path(f"run:part_{number}") for number in range(4))
-    runs["whole"] = Run(name="whole", data=Parts(parts=parts))
-    runs["end"] = Run(name="end", data=Parts(parts=(Path("run:whole"),)))
-    graph = Pipeline(runs)
-    resolved = graph.resolved()
-    ordered(resolved["part_2"], "f")
-    for name, run in resolved.items():
-        run.folder.mkdir(parents=True, exist_ok=True)
-        needed = [str(resolved[other].folder) for other in graph.needs[name]]
-        (run.folder / "needs").write_text(" ".join(needed))
+    graph = one_four_one_one()
     assert trained(graph, 2) == 1
     found = statuses()
     assert {name for name, one in found.items() if one.state == "finished"} == {

@@ -8,19 +8,18 @@ from pathlib import Path
 import pytest
 
 from graftwerk import config
-from graftwerk.data.config import Data
 from graftwerk.errors import GraftwerkError
 from graftwerk.grid import grid
 from graftwerk.launch import slurm
 from graftwerk.launch.commands import cancel
 from graftwerk.launch.retry import retry
 from graftwerk.launch.sweep import locked
-from graftwerk.pipeline import Pipeline
 from graftwerk.run import Run
 from jobs import (
     attempts,
     codes,
     ended,
+    one_four_one_one,
     ordered,
     queue_ids,
     run_slurm,
@@ -29,12 +28,6 @@ from jobs import (
     sweep,
     until,
 )
-
-
-class Many(Data, kind="many"):
-    """A run that starts from any number of others."""
-
-    parts: tuple[Path, ...] = ()
 
 
 def test_a_grid_with_failures_is_completed_by_retry(here: Path) -> None:
@@ -63,21 +56,7 @@ def test_a_grid_with_failures_is_completed_by_retry(here: Path) -> None:
 
 
 def test_a_graph_waits_for_what_failed(here: Path) -> None:
-    runs = {"one": Run(name="one")}
-    for number in range(4):
-        start = Many(parts=(Path("run:one"),))
-        runs[f"part_{number}"] = Run(name=f"part_{number}", data=start)
-    runs["whole"] = Run(
-        name="whole", data=Many(parts=tuple(Path(f"run:part_{number}") for number in range(4)))
-    )
-    runs["end"] = Run(name="end", data=Many(parts=(Path("run:whole"),)))
-    graph = Pipeline(runs)
-    resolved = graph.resolved()
-    ordered(resolved["part_2"], "f")
-    for name, run in resolved.items():
-        run.folder.mkdir(parents=True, exist_ok=True)
-        needed = [str(resolved[other].folder) for other in graph.needs[name]]
-        (run.folder / "needs").write_text(" ".join(needed))
+    graph = one_four_one_one()
     submitted(graph)
     until(ended)
     states = {name: one.state for name, one in statuses().items()}

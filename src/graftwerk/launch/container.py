@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator
 
 from graftwerk.config import Node
+from graftwerk.paths import paths
 
 Runtime = Literal["apptainer", "singularity", "charliecloud", "podman"]
 FILES = {".sif": "apptainer", ".sqfs": "charliecloud", ".squashfs": "charliecloud"}
@@ -123,22 +124,8 @@ def _place(container: Container) -> str:
 
 def folders_of(tree: Node) -> list[Path]:
     """The absolute folders that the paths in a config tree name, or that hold the files."""
-    found = [path.absolute() for path in _paths(tree)]
+    found = [path.absolute() for _, path in paths(tree)]
     return outermost([path.parent if path.suffix else path for path in found])
-
-
-def _paths(value: Any) -> Iterable[Path]:
-    if isinstance(value, Path):
-        yield value
-    elif isinstance(value, Node):
-        for _, inner in value:
-            yield from _paths(inner)
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _paths(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _paths(inner)
 
 
 def outermost(folders: Iterable[Path]) -> list[Path]:
