@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import graftwerk
+from graftwerk.log.console import WARNINGS
 from graftwerk.log.metrics_csv import MetricsCsv
-from graftwerk.log.summary import SummaryFile, summarize
+from graftwerk.log.summary import FAULTS, SummaryFile, summarize
 
 
 def write_log(folder: Path, *lines: dict[str, Any]) -> None:
@@ -84,3 +86,17 @@ def test_faults_are_counted_and_told(tmp_path: Path) -> None:
     assert not (tmp_path / "summary.txt").exists()
     SummaryFile(tmp_path).close("finished")
     assert (tmp_path / "summary.txt").read_text().splitlines() == lines
+
+
+def test_every_fault_and_warning_is_an_event_that_runs_write() -> None:
+    package = Path(graftwerk.__file__).parent
+    readers = ("summary.py", "console.py")
+    files = [file for file in package.rglob("*.py") if file.name not in readers]
+    written = "".join(file.read_text() for file in files)
+    assert [name for name in {*FAULTS, *WARNINGS} if f'"{name}"' not in written] == []
+
+
+def test_a_save_that_failed_is_told(tmp_path: Path) -> None:
+    failed = event(2, "save_failed", step=4, reason="no space left")
+    write_log(tmp_path, event(1, "started", step=0), failed)
+    assert summarize(tmp_path).lines()[-2:] == ["  save failed (1)", "    step 4: no space left"]

@@ -19,7 +19,7 @@ EXPECTED = ("started", "finished", "closed")
 FILES = ("metrics.csv", "curves.png", "log.jsonl", "checkpoints", "tensorboard")
 FAULTS = (
     *("step_skipped", "rollback", "out_of_memory", "straggler", "image_skipped"),
-    *("checkpoint_rejected", "checkpoint_failed", "sink_failed"),
+    *("checkpoint_rejected", "save_failed", "save_waited", "sink_failed"),
 )
 """Events that are told one by one."""
 MOST_ALIKE = 5
