@@ -184,16 +184,15 @@ class Unhurried(Objective, kind="unhurried"):
         return UnhurriedObjective(net)
 
 
-class UnhurriedObjective(axes.Objective):
+class UnhurriedObjective(Supervised):
     """A step takes its time and no processor, for runs that go on while a test does something."""
 
     def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
+        super().__init__(net, loss="ce", smoothing=0.0)
 
     def forward(self, batch: Batch) -> Output:
         time.sleep(0.2)
-        return Output(F.cross_entropy(self.net(batch.images_nchw), batch.targets), {})
+        return super().forward(batch)
 
 
 class Poisoned(Objective, kind="poisoned"):

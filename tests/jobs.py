@@ -16,6 +16,7 @@ from graftwerk.launch.sweep import Sweep
 from graftwerk.launch.table import queue_of
 from graftwerk.pipeline import Pipeline
 from graftwerk.run import Run
+from graftwerk.verify.jobs import Impatience
 
 
 class Many(Data, kind="many"):
@@ -71,19 +72,10 @@ def submitted(found: Run | Pipeline, recipe: str = "mine") -> None:
 
 
 def until(happened: Callable[[], bool]) -> None:
-    """Wait for it; a requeued job hardly waits for its old credential here.
-
-    Within the second of its end a node refuses the job, as "already killed".
-    """
-    seen: dict[str, float] = {}
+    """Wait for it; a requeued job hardly waits for its old credential here."""
+    impatience = Impatience()
     while not happened():
-        now = time.monotonic()
-        waiting = [job for job, one in slurm.queue().items() if one.where == "BeginTime"]
-        seen = {job: seen.get(job, now) for job in waiting}
-        for job in waiting:
-            if now - seen[job] > 2:
-                command = ["scontrol", "update", f"JobId={job}", "StartTime=now"]
-                subprocess.run(command, check=False, capture_output=True)
+        impatience.hurry(slurm.queue())
         time.sleep(0.3)
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from running import PYTHON, TINY, command, graftwerk
@@ -48,6 +51,19 @@ def test_a_run_that_is_not_there_is_named(tmp_path: Path) -> None:
     done = graftwerk("verify-resume", "spark_digits", "--run", "finetun", cwd=tmp_path)
     assert done.returncode == 2
     assert "did you mean 'finetune'?" in done.stderr
+
+
+def test_a_verification_that_is_ended_ends_its_training(tmp_path: Path) -> None:
+    words = ["verify-resume", TINY, "--folder=both", "objective=unhurried", "steps=1000", *KEYS]
+    process = subprocess.Popen(command(*words), cwd=tmp_path, env=os.environ | PYTHON)
+    while not list(tmp_path.glob("both/whole/tiny-*/log.jsonl")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert started
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 128 + signal.SIGTERM
+    assert psutil.wait_procs(started, timeout=60)[1] == []
 
 
 @pytest.mark.slow

@@ -65,3 +65,23 @@ def cancel(jobs: Iterable[str]) -> None:
     wanted = list(jobs)
     if wanted:
         _ask("scancel", *wanted)
+
+
+def signal(job: str, name: str, *, everything: bool = False) -> None:
+    """Send a signal to the steps of a job; to its batch script too, where `everything`."""
+    _ask("scancel", f"--signal={name}", *(["--full"] if everything else []), job)
+
+
+def requeue(job: str) -> None:
+    """End a job as a site does that wants its nodes: it is queued again."""
+    _ask("scontrol", "requeue", job)
+
+
+def start_now(job: str) -> None:
+    """Let a queued job not wait for its time, as that of one that was requeued a moment ago."""
+    _ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+
+def hosts(nodes: str) -> list[str]:
+    """The names that ``n[1-3]`` stands for."""
+    return _ask("scontrol", "show", "hostnames", nodes).split()

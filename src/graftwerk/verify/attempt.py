@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
@@ -32,6 +32,27 @@ class FailedError(GraftwerkError):
     """A training of a verification did not do what it should."""
 
     exit_code = 1
+
+
+class Started(Protocol):
+    """A training that was started, and ends by itself or is ended."""
+
+    @property
+    def code(self) -> int | None:
+        """The exit code; None while it runs."""
+        ...
+
+    def lost(self, folder: Path) -> bool:
+        """Whether the run in `folder` goes on only where the same command is given again."""
+        ...
+
+    def kill(self) -> None:
+        """End all of it."""
+        ...
+
+    def failed(self, while_: str) -> FailedError:
+        """The error that says what it said."""
+        ...
 
 
 class Follower:
@@ -77,6 +98,10 @@ class Attempt:
     def code(self) -> int | None:
         """The exit code; None while it runs."""
         return self._process.exitcode
+
+    def lost(self, folder: Path) -> bool:
+        del folder
+        return self.code is not None
 
     def wait(self, seconds: float | None = None) -> int | None:
         """The exit code; None where it still runs after so many seconds."""

@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from graftwerk.axes import World
 from graftwerk.checkpoint import Checkpoints, Entry
 from graftwerk.errors import AGAIN, DONE, STORAGE_ERROR, CheckpointError
-from graftwerk.verify.attempt import Attempt, FailedError, Follower
+from graftwerk.verify.attempt import Attempt, FailedError, Follower, Started
 
 POLL = 0.002
 """Seconds between two looks; writing a checkpoint takes longer."""
@@ -23,12 +24,14 @@ PATIENCE = 600.0
 FIRST_LIMIT = 2**18
 """Bytes of a file that can be written where no checkpoint tells how large one is."""
 
+A = TypeVar("A", bound=Started)
+
 
 @dataclass
-class Scene:
+class Scene(Generic[A]):
     """A run that trains."""
 
-    attempt: Attempt
+    attempt: A
     folder: Path
     """Of the run."""
     log: Follower
@@ -60,18 +63,18 @@ class Scene:
         return True
 
 
-Disturbance = Callable[[Scene], str | None]
+Disturbance = Callable[[Scene[A]], str | None]
 """Does it, and says what exactly; None where the run ended by itself before."""
 
 
-def killed(scene: Scene) -> str | None:
+def killed(scene: Scene[Attempt]) -> str | None:
     if scene.attempt.code is not None:
         return None
     scene.attempt.kill()
     return "SIGKILL"
 
 
-def terminated(scene: Scene) -> str | None:
+def terminated(scene: Scene[Attempt]) -> str | None:
     if scene.attempt.code is not None:
         return None
     scene.attempt.terminate()
@@ -84,27 +87,32 @@ def terminated(scene: Scene) -> str | None:
     return f"SIGTERM, exit code {code}"
 
 
-def killed_while_saving(scene: Scene) -> str | None:
+def killed_while_saving(scene: Scene[Attempt]) -> str | None:
     if not scene.until(scene.saving):
         return None
     scene.attempt.kill()
     return "SIGKILL while a checkpoint is written"
 
 
-def truncated(scene: Scene) -> str | None:
+def truncated(scene: Scene[Attempt]) -> str | None:
     """Only where an older checkpoint is intact: without one, a run refuses to go on."""
     if killed(scene) is None:
         return None
+    return f"SIGKILL{cut_newest(scene)}"
+
+
+def cut_newest(scene: Scene[A]) -> str:
+    """Cut a file of the newest checkpoint to a random length; what was done."""
     intact = [entry for entry in scene.checkpoints.entries() if _is_intact(entry)]
     if len(intact) < 2:
-        return "SIGKILL (no older checkpoint that a truncated one could fall back to)"
+        return " (no older checkpoint that a truncated one could fall back to)"
     file = scene.rng.choice(sorted(intact[0].folder.glob("*.pt")))
     size = scene.rng.randrange(file.stat().st_size)
     os.truncate(file, size)
-    return f"SIGKILL, {file.parent.name}/{file.name} cut to {size:,} bytes"
+    return f", {file.parent.name}/{file.name} cut to {size:,} bytes"
 
 
-def full_disk(scene: Scene) -> str | None:
+def full_disk(scene: Scene[Attempt]) -> str | None:
     """No file can grow beyond half a checkpoint, until a save failed; then the run is killed."""
     entries = scene.checkpoints.entries()
     sizes = [file.stat().st_size for entry in entries for file in entry.folder.glob("*.pt")]
@@ -121,7 +129,7 @@ def full_disk(scene: Scene) -> str | None:
     return f"no file beyond {limit:,} bytes, exit code {STORAGE_ERROR}"
 
 
-def _save_failed(scene: Scene) -> bool:
+def _save_failed(scene: Scene[Attempt]) -> bool:
     return any(line.get("event") == "save_failed" for line in scene.log.new())
 
 
@@ -133,7 +141,7 @@ def _is_intact(entry: Entry) -> bool:
     return True
 
 
-KINDS: Mapping[str, Disturbance] = {
+KINDS: Mapping[str, Disturbance[Attempt]] = {
     "SIGKILL": killed,
     "SIGTERM": terminated,
     "SIGKILL while saving": killed_while_saving,

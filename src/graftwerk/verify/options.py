@@ -12,9 +12,11 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command(
         verify_resume,
         "train twice, once killed again and again, and compare the last bit of both ends",
-        usage="RECIPE [--kills N] [--seed N] [--run NAME] [--folder DIR] [--json] [key=value …]",
+        usage="RECIPE [--on slurm] [--kills N] [--seed N] [--run NAME] [--folder DIR] [--json] "
+        "[key=value …]",
     )
     sub.add_argument("recipe")
+    sub.add_argument("--on", choices=("local", "slurm"), default="local", help="who trains")
     sub.add_argument("--kills", type=int, default=5)
     sub.add_argument("--seed", type=int, help="of moments and kinds of kills; drawn if not given")
     sub.add_argument("--run", metavar="NAME", help="kill only this run of a pipeline, as module_*")
@@ -31,6 +33,7 @@ def verify_resume(options: argparse.Namespace, words: list[str], arguments: list
     return verify_resume(
         options.recipe,
         words,
+        on=options.on,
         kills=options.kills,
         seed=options.seed,
         only=options.run,

@@ -1,0 +1,44 @@
+"""`graftwerk verify-resume --on slurm`: jobs of a private cluster that are killed and come back."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from graftwerk.rehearse.cluster import Cluster
+from graftwerk.verify.jobs import KINDS, kinds
+from running import TINY, graftwerk
+
+KEYS = ["objective=unhurried", "batch.micro=64", "steps=25", "save=3 steps", "evaluate.every=1000"]
+"""Five seconds of training, and no wait for the processor."""
+
+
+def test_jobs_that_are_killed_end_with_the_same_bits(slurm: Cluster, tmp_path: Path) -> None:
+    seed = str(random.randrange(2**32))
+    words = ["verify-resume", TINY, "--on=slurm", "--kills=1", "--seed", seed, "--json", *KEYS]
+    done = graftwerk(*words, "data.workers=0", cwd=tmp_path, OMP_NUM_THREADS="1", **slurm.env)
+    assert done.returncode == 0, f"seed {seed}: {done.stdout}{done.stderr}"
+    found = json.loads(done.stdout)
+    assert found["equal"]
+    assert found["hits"], f"seed {seed}"
+    assert all(hit["did"].endswith((" queued again", " submitted again")) for hit in found["hits"])
+    assert slurm.run("squeue", "--noheader").stdout == ""
+    assert not list(tmp_path.iterdir()), "the trainings were equal"
+
+
+def test_only_a_rehearsed_cluster_loses_nodes(
+    slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
+    assert kinds() == KINDS
+    monkeypatch.setenv("SLURM_CONF", slurm.env["SLURM_CONF"])
+    assert kinds().keys() - KINDS.keys() == {"lost node"}
+
+
+def test_without_slurm_it_says_so(tmp_path: Path) -> None:
+    done = graftwerk("verify-resume", TINY, "--on=slurm", cwd=tmp_path, PATH=str(tmp_path))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "--on slurm needs Slurm's commands on this machine" in done.stderr
