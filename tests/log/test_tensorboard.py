@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import math
+import resource
+import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -38,6 +41,27 @@ def test_a_resume_hides_the_steps_that_it_repeats(tmp_path: Path) -> None:
     second.record(15, 0, {"loss": 2.0})
     second.close("finished")
     assert scalars(tmp_path, "train/loss") == [(5, 1.0), (10, 1.0), (15, 2.0)]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_full_disk_ends_a_file_and_the_next_evaluation_begins_another(tmp_path: Path) -> None:
+    sink = TensorBoard(tmp_path, {}, resumed_at=0)
+    sink.row(1, 1, {"eval_top1": 0.25})
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 9, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            sink.row(2, 2, {"eval_top1": 0.5})
+        sink.record(3, 2, {"loss": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    time.sleep(1.1)  # TensorBoard reads files in the order of their seconds
+    sink.row(4, 4, {"eval_top1": 0.75})
+    sink.record(5, 4, {"loss": 0.5})
+    sink.close("finished")
+    assert scalars(tmp_path, "eval/top1") == [(1, 0.25), (4, 0.75)]
+    assert scalars(tmp_path, "train/loss") == [(5, 0.5)]
 
 
 def test_a_figure_comes_back(tmp_path: Path) -> None:
