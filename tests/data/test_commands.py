@@ -111,7 +111,7 @@ def test_damaged_images_stop_a_pack_or_are_left_out_by_name(tmp_path: Path, fold
 def test_recoding_shrinks_and_stores_as_asked(folder: Path):
     raw = (folder / "train/ant/00.jpg").read_bytes()
     assert recoded(raw, Recode()) == (raw, ".jpg")
-    assert recoded(raw, Recode(max_side=24, encode="jpeg")) == (raw, ".jpg")
+    assert recoded(raw, Recode(max_side=24)) == (raw, ".jpg")
     small, extension = recoded(raw, Recode(max_side=12))
     assert extension == ".jpg"
     pixels, extension = recoded(raw, Recode(encode="raw"))

@@ -37,7 +37,9 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("to", type=Path, help="a new folder")
     sub.add_argument("--format", choices=("tar", "hdf5"), default="tar")
     sub.add_argument("--max-side", type=int, help="shrink larger images to this longer side")
-    sub.add_argument("--encode", choices=("jpeg", "raw"), help="raw: pixels, as PPM")
+    sub.add_argument(
+        "--encode", choices=("jpeg", "raw"), help="all images anew; raw: pixels, as PPM"
+    )
     sub.add_argument("--quality", type=int, default=90, help="of JPEG")
     sub.add_argument("--on-error", choices=("fail", "skip"), default="fail")
     command(inspect, "say what a data set holds")
