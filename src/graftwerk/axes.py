@@ -169,7 +169,8 @@ class Sparsity:
     ) -> None:
         """Called once before the first step of a fresh run; `batch` serves scores that need one.
 
-        Not called on resume: `load_state_dict` is, after `bind`.
+        Under the autocast of training, so that passes take the time that they will take there. Not
+        called on resume: `load_state_dict` is, after `bind`.
         """
         del batch
         self.bind(objective, optimizer, sync, seed=seed, total_steps=total_steps)
@@ -197,6 +198,10 @@ class Sparsity:
     def metrics(self) -> dict[str, float]:
         """Scalars for the log, such as the density."""
         return {}
+
+    def notes(self) -> list[str]:
+        """What was chosen at the start, in words."""
+        return []
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -113,6 +113,8 @@ class Observer:
             self.ledger.event("checkpoint_rejected", reason=reason)
         for line in memory.remarks(parts):
             self.ledger.event("micro_batch", note=line)
+        if notes := parts.sparsity.notes():
+            self.ledger.event("execution", note=notes)
         for line in parts.load_report if start == 0 else []:
             self.ledger.event("pretrained", note=line)
         self._recorded = start

@@ -214,14 +214,15 @@ class Parts:
     def begin(self) -> None:
         """What a fresh run, and only a fresh run, does before its first step."""
         batch = self.to_device(next(self.first_batches(1)))
-        self.sparsity.attach(
-            self.objective,
-            self.optimizer,
-            self.sync,
-            batch,
-            seed=self.run.seed,
-            total_steps=self.plan.total_steps,
-        )
+        with self.precision.autocast():
+            self.sparsity.attach(
+                self.objective,
+                self.optimizer,
+                self.sync,
+                batch,
+                seed=self.run.seed,
+                total_steps=self.plan.total_steps,
+            )
         if self.ema is not None:
             self.ema.set(self.objective.net)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from graftwerk.objectives.supervised import Supervised
 from graftwerk.optim.config import Optim
 from graftwerk.optim.optimizers import build_optimizer
 from graftwerk.sparsity.config import Sparsity
+from graftwerk.sparsity.execution import format_problem
 from graftwerk.sparsity.kernels import bsr_linear, csr_linear, pattern, semi_structured_linear
-from running import configured, differences, newest_state, train_here
+from running import configured, differences, newest_state, records, train_here
 
 TOTAL = 20
 
@@ -129,6 +131,53 @@ def test_auto_measures_and_remembers(seed: int) -> None:
     forms = sparsity.state_dict()["forms"]
     assert set(forms) == {"3", "5"}
     assert set(forms.values()) <= {"dense", "csr", "bsr"}
+
+
+def test_auto_says_what_it_chose_and_why(seed: int) -> None:
+    keys: dict[str, Any] = {"structure": "2:4", "density": 0.5, "exclude": ["0"]}
+    sparsity, _ = trained("auto", seed=seed, steps=2, **keys)
+    for execution, note in zip(sparsity.executions, sparsity.notes(), strict=True):
+        assert set(execution.times) == {"dense", "csr"}  # 2:4 products exist on GPUs alone
+        assert execution.times[execution.form] == min(execution.times.values())
+        name = execution.compact.layer.name
+        assert re.fullmatch(rf"{name}: {execution.form} \(dense .+ ms, csr .+ ms\)", note)
+    assert trained("csr", seed=seed, steps=0, exclude=["0"])[0].notes() == []
+
+
+def test_a_form_that_the_device_lacks_is_replaced_by_the_dense_one(seed: int) -> None:
+    keys: dict[str, Any] = {"structure": "2:4", "density": 0.5, "exclude": ["0"]}
+    sparsity, _ = trained("auto", seed=seed, steps=2, **keys)
+    state = sparsity.state_dict()
+    state["forms"] = {"3": "semi_structured", "5": "csr"}
+    other, _ = trained("auto", seed=seed, steps=0, **keys)
+    other.load_state_dict(state)
+    assert [execution.form for execution in other.executions] == ["dense", "csr"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "device", "capability", "problem"),
+    [
+        ((64, 128), "cuda", (8, 0), None),
+        ((64, 128), "cuda", (9, 0), None),
+        ((64, 128), "cpu", None, "needs an NVIDIA GPU, and this run is on cpu"),
+        ((64, 128), "cuda", (7, 5), "needs a GPU of compute capability 8.0"),
+        ((10, 128), "cuda", (8, 6), "needs sides that are multiples of 64"),
+    ],
+)
+def test_where_two_of_four_products_exist(
+    shape: tuple[int, int], device: str, capability: tuple[int, int] | None, problem: str | None
+) -> None:
+    found = format_problem(shape, device, capability)
+    assert (found or "").startswith(problem or "")
+    assert (found is None) == (problem is None)
+
+
+def test_auto_is_told_in_the_log(tmp_path: Path) -> None:
+    keys = {"sparsity": "static", "sparsity__execution": "auto", "precision": "bf16"}
+    run = configured(doubles.tiny(), tmp_path, **keys, steps=1)
+    train_here(run, tmp_path)
+    event = next(e for e in records(run.folder, "event") if e["event"] == "execution")
+    assert [note.split(" (")[0] for note in event["note"]] in (["head.fc: dense"], ["head.fc: csr"])
 
 
 def _random_mask(rows: int, cols: int) -> Tensor:

@@ -39,13 +39,18 @@ def hessian_gradients(
 
 @contextmanager
 def _without_trace(objective: Objective) -> Generator[None]:
-    """Buffers (BatchNorm's statistics) and random generators are afterwards as before."""
+    """Buffers (BatchNorm's statistics) and random generators are afterwards as before.
+
+    In full precision, whatever the passes of training have.
+    """
     buffers = [(buffer, buffer.clone()) for buffer in objective.buffers()]
-    devices = {buffer.device for buffer in objective.parameters() if buffer.is_cuda}
+    devices = {weight.device for weight in objective.parameters() if weight.is_cuda}
+    kind = next(objective.parameters()).device.type
     try:
         with (
             torch.random.fork_rng(devices=devices),
             torch.enable_grad(),
+            torch.autocast(kind, enabled=False),
             torch.compiler.set_stance("force_eager"),
         ):
             yield

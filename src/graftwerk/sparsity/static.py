@@ -72,7 +72,8 @@ class StaticSparsity(axes.Sparsity):
     def _execute(self, forms: dict[str, str], rows: int = 0) -> None:
         """Hand the optimizer compact weights, and give linear layers their form.
 
-        `forms` are those of a checkpoint; what is not there is measured with `rows` inputs.
+        `forms` are those of a checkpoint, "dense" where this device has no such form any more; what
+        is not there is measured on `rows` images.
         """
         wanted = self.config.execution
         if wanted == "masked":
@@ -91,9 +92,10 @@ class StaticSparsity(axes.Sparsity):
             check_alone(wanted, self.executions, self._sync)
         for execution in self.executions:
             name = execution.compact.layer.name
-            if name not in forms:
-                forms[name] = execution.fastest(rows) if wanted == "auto" else wanted
-            execution.use(forms[name])
+            form = forms.get(name, wanted)
+            if form == "auto":
+                form = execution.fastest(rows * self.positions.get(name, 1))
+            execution.use(form if form in execution.forms else "dense")
 
     def bind(
         self,
@@ -176,6 +178,10 @@ class StaticSparsity(axes.Sparsity):
             "inference_flops": flops.relative(net, self.layers, self.positions),
             **{f"density/{layer.name}": layer.active / layer.size for layer in self.layers},
         }
+
+    def notes(self) -> list[str]:
+        """The form of each layer where it was chosen now, and by which times."""
+        return [str(execution) for execution in self.executions if execution.times]
 
     def state_dict(self) -> dict[str, Any]:
         return {
