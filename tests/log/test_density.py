@@ -21,6 +21,8 @@ def records(num_layers: int, num: int = 5, *criteria: str) -> list[dict[str, Any
         line |= {f"density/layer{i}": rng.uniform(0.01, 1) for i in range(num_layers)}
         if number > 0:  # nothing is compared before the first update
             line |= {f"jaccard/snip-{name}": rng.random() for name in criteria}
+            pairs = [name for name in line if name.startswith("jaccard/")]
+            line |= {f"{p}/layer{i}": rng.random() for p in pairs for i in range(num_layers)}
         lines.append(line)
     return lines
 
@@ -41,11 +43,18 @@ def test_any_number_of_layers_and_records(num_layers: int, num: int, tmp_path: P
     assert width > 2 * height
 
 
-def test_compared_criteria_have_panels_of_their_own(tmp_path: Path) -> None:
-    lines = records(3, 5, "magnitude", "set")
+@pytest.mark.parametrize("num_layers", [3, 54])
+def test_compared_criteria_have_panels_of_their_own(num_layers: int, tmp_path: Path) -> None:
+    lines = records(num_layers, 5, "magnitude", "set")
     draw(tmp_path / "sparsity.png", "x", lines)
     width, height = size(tmp_path / "sparsity.png")
-    assert width < 2 * height
+    assert width < 1.2 * height
+    for line in lines:  # of a log that has pooled overlaps alone
+        for name in [name for name in line if name.count("/") == 2]:
+            del line[name]
+    draw(tmp_path / "sparsity.png", "x", lines)
+    width, height = size(tmp_path / "sparsity.png")
+    assert 1.2 * height < width < 2 * height
 
 
 def test_a_dense_run_has_no_such_picture(tmp_path: Path) -> None:

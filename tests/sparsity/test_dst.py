@@ -217,6 +217,33 @@ def test_compared_criteria_are_logged() -> None:
     assert "jaccard/snip-random" in overlap
 
 
+def test_overlaps_of_layers_are_logged_once_after_each_update() -> None:
+    live = Live(prune="snip", compare=["magnitude", "random"])
+    live.steps(4)
+    before = [layer.mask.clone() for layer in live.layers]
+    step = live.backward()
+    t, active = step.number + 1, [layer.units() for layer in live.layers]
+    sparsity = live.sparsity
+    sparsity._scorer.begin(t, step.batch)
+    choices = {name: sparsity._prune(name, t, active) for name in ("snip", "magnitude", "random")}
+    live.sparsity.before_step(step)
+    assert any(not torch.equal(m, layer.mask) for m, layer in zip(before, live.layers, strict=True))
+    saved, found = sparsity.state_dict(), sparsity.metrics()
+    for one, other in (("snip", "magnitude"), ("snip", "random"), ("magnitude", "random")):
+        for layer, p, q in zip(live.layers, choices[one], choices[other], strict=True):
+            p, q = (
+                set(p.flatten().nonzero().flatten().tolist()),
+                set(q.flatten().nonzero().flatten().tolist()),
+            )
+            assert found[f"jaccard/{one}-{other}/{layer.name}"] == pytest.approx(
+                len(p & q) / len(p | q)
+            )
+    assert not any(name.startswith("jaccard/snip-random/") for name in sparsity.metrics())
+    assert "jaccard/snip-random" in sparsity.metrics()
+    sparsity.load_state_dict(saved)  # a stop between the update and the next record
+    assert sparsity.metrics() == found
+
+
 def test_scores_leave_no_trace_in_the_network() -> None:
     live = Live(prune="grasp", init="grasp")
     state = {k: v.clone() for k, v in live.objective.net.state_dict().items() if "norm" in k}

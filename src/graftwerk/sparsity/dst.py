@@ -35,6 +35,8 @@ class DynamicSparsity(StaticSparsity):
         self.exploration = 0.0
         """Rs of ITOP (Liu et al. 2021): the share of the weights that have ever been active."""
         self._scores: dict[str, float] = {}
+        self._overlaps: dict[str, float] = {}
+        """Of the newest update by pair of criteria and layer, until they are logged."""
         self._postponed = False
 
     @property
@@ -110,7 +112,8 @@ class DynamicSparsity(StaticSparsity):
         self._scorer.begin(t, step.batch)
         active = [layer.units() for layer in self.layers]
         removed, grown = self._choose(t, active)
-        self._scores |= {"prune_rate": self.rate(t), **self._compare(t, active, removed)}
+        self._scores["prune_rate"] = self.rate(t)
+        self._compare(t, active, removed)
         for i, (layer, was, gone, new) in enumerate(
             zip(self.layers, active, removed, grown, strict=True)
         ):
@@ -201,13 +204,16 @@ class DynamicSparsity(StaticSparsity):
             state.reset(self._optimizer, layer.weight, came)
         layer.set(layer.expand(survivors | grown))
 
-    def _compare(self, t: int, active: list[Tensor], removed: list[Tensor]) -> dict[str, float]:
+    def _compare(self, t: int, active: list[Tensor], removed: list[Tensor]) -> None:
+        """What other criteria would prune from the same state, pooled and layer by layer."""
         choices = {self.config.prune: removed}
         choices |= {name: self._prune(name, t, active) for name in self.config.compare}
-        return {
-            f"jaccard/{one}-{other}": update.jaccard(choices[one], choices[other])
-            for one, other in itertools.combinations(choices, 2)
-        }
+        self._overlaps = {}
+        for one, other in itertools.combinations(choices, 2):
+            pair, of_one, of_other = f"jaccard/{one}-{other}", choices[one], choices[other]
+            self._scores[pair] = update.jaccard(of_one, of_other)
+            for layer, p, q in zip(self.layers, of_one, of_other, strict=True):
+                self._overlaps[f"{pair}/{layer.name}"] = update.jaccard([p], [q])
 
     def _usable(self, step: Step) -> bool:
         """Whether no rank left the step out."""
@@ -230,6 +236,8 @@ class DynamicSparsity(StaticSparsity):
         self.exploration = ever / sum(layer.size for layer in self.layers)
 
     def metrics(self) -> dict[str, float]:
+        """Overlaps by layer are many, and handed out once."""
+        overlaps, self._overlaps = self._overlaps, {}
         masked, dense = flops.per_image(self._objective.net, self.layers, self.positions)
         every = self.config.every if self.config.grow in ("gradient", "momentum") else None
         cost = flops.training(masked, dense, every) / (3 * dense) if dense else 1.0
@@ -238,6 +246,7 @@ class DynamicSparsity(StaticSparsity):
             "training_flops": cost,
             "exploration": self.exploration,
             **self._scores,
+            **overlaps,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -245,6 +254,7 @@ class DynamicSparsity(StaticSparsity):
             **super().state_dict(),
             "explored": self.explored,
             "scores": self._scores,
+            "overlaps": self._overlaps,
             "postponed": self._postponed,
             "whole": self._whole,
             "running": self._scorer.running,
@@ -257,7 +267,8 @@ class DynamicSparsity(StaticSparsity):
             for explored, layer in zip(state["explored"], self.layers, strict=True)
         ]
         self._count_explored()
-        self._scores, self._postponed = dict(state["scores"]), state["postponed"]
+        self._scores, self._overlaps = dict(state["scores"]), dict(state["overlaps"])
+        self._postponed = state["postponed"]
         self._see_all_gradients(state["whole"])
         for running, saved in zip(self._scorer.running, state["running"], strict=True):
             running.copy_(saved)
