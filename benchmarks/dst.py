@@ -1,16 +1,19 @@
 """What sparse training costs and saves, against the dense step of the same loop.
 
-    OMP_NUM_THREADS=1 python benchmarks/dst.py [--rounds 12] [--period 100] [--densities 0.1 …]
+    OMP_NUM_THREADS=1 python benchmarks/dst.py [--model mlp_cifar10|conv_cifar10|lenet5_caffe]
+        [--rounds 12] [--period 100] [--densities 0.1 …]
 
-The paper's MLP (3072-1024-512-10, batch 128, SGD with Nesterov momentum) on random inputs: forward,
-loss, backward, the hooks of the sparsity axis, and the optimizer's step. All contenders take turns
-in one process, and what counts is processor time. A period of DST is Δ - 1
-ordinary steps and one with an update of the masks (prune by magnitude, grow by gradient). Prints
-JSON: ratios of the median to the median dense step (below 1 is faster). Inference is the forward
-pass alone. Bytes are those held at the end of a backward pass without an update, relative to the
-dense network's weights, gradients and momentum; `export` compares the files of both formats.
+A network of the paper, first of all its MLP (3072-1024-512-10), batch 128, SGD with Nesterov
+momentum, on random inputs: forward, loss, backward, the hooks of the sparsity axis, and the
+optimizer's step. All contenders take turns in one process, and what counts is processor time. A
+period of DST is Δ - 1 ordinary steps and one with an update of the masks (prune by magnitude, grow
+by gradient). Prints JSON: ratios of the median to the median dense step (below 1 is faster).
+Inference is the forward pass alone. Bytes are those held at the end of a backward pass without an
+update, relative to the dense network's weights, gradients and momentum; `export` compares the files
+of both formats.
 
-`block16` is trained and served in BSR with 16×16 blocks; its last layer of 10 outputs stays dense.
+`block16` is the MLP trained and served in BSR with 16×16 blocks; its last layer of 10 outputs stays
+dense.
 Nothing here is measured on a GPU yet.
 """
 
@@ -29,12 +32,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from graftwerk import axes
 from graftwerk.axes import Batch, Step
 from graftwerk.config import load
 from graftwerk.models.compressed import compress, size
+from graftwerk.models.config import Model
+from graftwerk.models.factory import build_model
 from graftwerk.models.weights import read_state_dict
 from graftwerk.objectives.supervised import Supervised
 from graftwerk.optim.config import Optim
@@ -42,20 +47,22 @@ from graftwerk.optim.optimizers import build_optimizer
 from graftwerk.sparsity.config import Sparsity
 from graftwerk.sparsity.kernels import Pattern
 
+IMAGES = {"mlp_cifar10": (3, 32, 32), "conv_cifar10": (3, 32, 32), "lenet5_caffe": (1, 28, 28)}
 BATCH = 128
 TOTAL = 10**6
 OWN = tuple(f"graftwerk.sparsity.{name}" for name in ("masks", "compact", "execution"))
 
 
-def contenders(densities: list[float]) -> dict[str, dict[str, Any]]:
+def contenders(model: str, densities: list[float]) -> dict[str, dict[str, Any]]:
     """Trees of the sparsity axis by name."""
     dst: dict[str, Any] = {"kind": "dst", "prune": "magnitude", "grow": "gradient", "init": "erk"}
     found: dict[str, dict[str, Any]] = {"dense": {"kind": "dense"}}
     for density in densities:
         for execution in ("masked", "compact", "csr"):
             found[f"{execution} {density:g}"] = {**dst, "density": density, "execution": execution}
-        blocks = {"structure": "block16", "exclude": ["5"], "execution": "bsr"}
-        found[f"block16 {density:g}"] = {**dst, "density": density, **blocks}
+        if model == "mlp_cifar10":
+            blocks = {"structure": "block16", "exclude": ["head"], "execution": "bsr"}
+            found[f"block16 {density:g}"] = {**dst, "density": density, **blocks}
     return found
 
 
@@ -69,13 +76,13 @@ class Contender:
     number: int = 0
 
     @classmethod
-    def make(cls, tree: dict[str, Any], period: int) -> Contender:
+    def make(cls, model: str, tree: dict[str, Any], period: int) -> Contender:
         torch.manual_seed(0)
-        layers = [nn.Linear(3072, 1024), nn.ReLU(), nn.Linear(1024, 512), nn.ReLU()]
-        net = nn.Sequential(nn.Flatten(), *layers, nn.Linear(512, 10))
+        channels, *sides = IMAGES[model]
+        net = build_model(Model(name=model), num_classes=10, in_chans=channels)
         objective = Supervised(net, loss="ce", smoothing=0.0)
         optimizer = build_optimizer(objective, Optim(name="sgd", weight_decay=5e-4), 0.01)
-        images = torch.randn(BATCH, 3, 32, 32)
+        images = torch.randn(BATCH, channels, *sides)
         batch = Batch(images, torch.randint(10, (BATCH,)), torch.arange(BATCH))
         every = {"every": period} if tree["kind"] == "dst" else {}
         sparsity: Any = load(Sparsity, tree | every).build()
@@ -179,12 +186,13 @@ def ratio(times: list[float], dense: list[float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--model", choices=IMAGES, default="mlp_cifar10")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--period", type=int, default=100)
     parser.add_argument("--densities", type=float, nargs="+", default=[0.1, 0.05, 0.01])
     options = parser.parse_args()
-    trees = contenders(options.densities)
-    live = {name: Contender.make(tree, options.period) for name, tree in trees.items()}
+    model, trees = options.model, contenders(options.model, options.densities)
+    live = {name: Contender.make(model, tree, options.period) for name, tree in trees.items()}
     steps = measure(live, Contender.step, options.rounds)
     updates = measure(live, Contender.update_step, max(3, options.rounds // 3))
     inference = measure(live, Contender.infer, options.rounds)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import doubles
@@ -18,6 +20,7 @@ from graftwerk.config import load
 from graftwerk.errors import ConfigError
 from graftwerk.objectives.supervised import Supervised
 from graftwerk.optim.config import Optim
+from graftwerk.optim.ema import Ema
 from graftwerk.optim.optimizers import build_optimizer
 from graftwerk.sparsity.config import Sparsity
 from graftwerk.sparsity.execution import format_problem
@@ -39,12 +42,19 @@ def net() -> nn.Sequential:
 
 
 def trained(
-    execution: str, *, seed: int, steps: int = 12, optim: str = "sgd", **keys: Any
+    execution: str,
+    *,
+    seed: int,
+    steps: int = 12,
+    optim: str = "sgd",
+    make: Callable[[], nn.Module] = net,
+    **keys: Any,
 ) -> tuple[Any, torch.optim.Optimizer]:
     torch.manual_seed(seed)
-    objective = Supervised(net().double(), loss="ce", smoothing=0.0)
+    objective = Supervised(make().double(), loss="ce", smoothing=0.0)
     objective.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(objective, Optim(name=optim, lr=0.01, weight_decay=0.01), 0.01)
+    average = Ema(objective.net, decay=0.8)
     batches = [
         Batch(torch.randn(16, 2, 8, 8).double(), torch.randint(8, (16,)), torch.arange(16))
         for _ in range(TOTAL)
@@ -52,6 +62,8 @@ def trained(
     tree = {"kind": "dst", "every": 4, "density": 0.25, "execution": execution} | keys
     sparsity: Any = load(Sparsity, tree).build()
     sparsity.attach(objective, optimizer, axes.Sync(), batches[0], seed=seed, total_steps=TOTAL)
+    sparsity.net, sparsity.average = objective.net, average.module
+    average.set(objective.net)
     for number in range(steps):
         step = Step(number, epoch=0, total=TOTAL, batch=batches[number])
         objective(batches[number]).loss.backward()
@@ -59,7 +71,18 @@ def trained(
         optimizer.step()
         sparsity.after_step(step)
         optimizer.zero_grad()
+        average.update(objective.net, number)
+        sparsity.after_average(average.module)
     return sparsity, optimizer
+
+
+def same_network(one: Any, other: Any) -> None:
+    """Masks, weights and their average."""
+    for layer, of_other in zip(one.layers, other.layers, strict=True):
+        assert torch.equal(layer.mask, of_other.mask)
+    for name in ("net", "average"):
+        states = [getattr(sparsity, name).state_dict() for sparsity in (one, other)]
+        torch.testing.assert_close(*states, rtol=1e-9, atol=1e-11)
 
 
 @pytest.fixture
@@ -76,9 +99,7 @@ def test_a_compact_optimizer_does_what_a_masked_one_does(optim: str, grow: str, 
     keys["update"] = "before_step" if grow == "gradient" else "after_step"
     masked, _ = trained("masked", seed=seed, **keys)
     compact, _ = trained("compact", seed=seed, **keys)
-    for one, other in zip(masked.layers, compact.layers, strict=True):
-        assert torch.equal(one.mask, other.mask)
-        torch.testing.assert_close(one.weight, other.weight, rtol=1e-12, atol=1e-14)
+    same_network(masked, compact)
 
 
 @pytest.mark.parametrize("prune", ["magnitude", "snip", "random", "running_magnitude"])
@@ -92,9 +113,47 @@ def test_sparse_matrices_train_the_same_network(
     masked, _ = trained("masked", seed=seed, **keys)
     sparse, _ = trained(execution, seed=seed, **keys)
     assert [e.form for e in sparse.executions] == [execution] * 2
-    for one, other in zip(masked.layers, sparse.layers, strict=True):
-        assert torch.equal(one.mask, other.mask)
-        torch.testing.assert_close(one.weight, other.weight, rtol=1e-9, atol=1e-11)
+    same_network(masked, sparse)
+
+
+def test_weights_sleep_where_products_need_none(seed: int) -> None:
+    sparsity, optimizer = trained("csr", seed=seed, steps=5, exclude=["0"])
+    for layer in sparsity.layers:
+        assert layer.weight.numel() == 0
+        assert sum(layer.mask.flatten()) == layer.active
+    kept = [*sparsity.net.parameters(), *(c.values for c in sparsity.compact)]
+    kept += [value for own in optimizer.state.values() for value in own.values()]
+    sizes = sum(layer.size for layer in sparsity.layers)
+    biases = 48 + 8 + 8 + 8 * 18
+    assert sum(tensor.numel() for tensor in kept) <= 2 * (0.25 * sizes + biases) + 1
+    for state in (sparsity.net.state_dict(), sparsity._objective.state_dict(prefix="a.")):
+        shapes = [tuple(value.shape) for name, value in state.items() if name.endswith("weight")]
+        assert shapes == [(8, 2, 3, 3), (48, 72), (8, 48)]
+    woken, _ = trained("csr", seed=seed, steps=7, exclude=["0"])  # the next one updates masks
+    assert [layer.weight.numel() for layer in woken.layers] == [
+        layer.size for layer in woken.layers
+    ]
+    running, _ = trained("csr", seed=seed, steps=5, prune="running_magnitude", exclude=["0"])
+    assert all(layer.weight.numel() for layer in running.layers)
+
+
+class Aside(nn.Module):
+    """Reads the weight of a layer past its forward pass, as some attention does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(128, 48), nn.Linear(48, 8)
+
+    def forward(self, images_nchw: Tensor) -> Tensor:
+        x = F.linear(images_nchw.flatten(1), self.inner.weight)
+        return self.outer(torch.tanh(x))
+
+
+def test_weights_that_others_multiply_stay_dense(seed: int) -> None:
+    masked, _ = trained("masked", seed=seed, make=Aside)
+    sparse, _ = trained("csr", seed=seed, make=Aside)
+    assert [execution.compact.layer.name for execution in sparse.executions] == ["outer"]
+    same_network(masked, sparse)
 
 
 def test_only_existing_weights_have_gradients_and_state(seed: int) -> None:
@@ -177,7 +236,8 @@ def test_auto_is_told_in_the_log(tmp_path: Path) -> None:
     run = configured(doubles.tiny(), tmp_path, **keys, steps=1)
     train_here(run, tmp_path)
     event = next(e for e in records(run.folder, "event") if e["event"] == "execution")
-    assert [note.split(" (")[0] for note in event["note"]] in (["head.fc: dense"], ["head.fc: csr"])
+    assert len(event["note"]) > 1
+    assert re.fullmatch(r"[\w.]+: (dense|csr) \(dense .+ ms, csr .+ ms\)", event["note"][-1])
 
 
 def _random_mask(rows: int, cols: int) -> Tensor:

@@ -38,8 +38,8 @@ def check(optimizer: torch.optim.Optimizer, execution: str) -> None:
 class Compact:
     """The active weights of a layer as a parameter [n], in the place of the weight in `optimizer`.
 
-    The weight itself stays the home of the values: whatever reads it (evaluation, averages,
-    checkpoints) finds it masked and up to date after every step.
+    After every step the weight is masked and up to date for whatever reads it (evaluation,
+    averages, checkpoints), unless it sleeps: then it has no numbers, and `dense` makes them.
     """
 
     def __init__(self, layer: MaskedWeight, optimizer: torch.optim.Optimizer) -> None:
@@ -83,7 +83,28 @@ class Compact:
     @torch.no_grad()
     def scatter(self) -> None:
         """After the step: the weight takes over the values."""
-        flat(self.layer.weight).index_copy_(0, self.index, self.values)
+        if not self.sleeps:
+            flat(self.layer.weight).index_copy_(0, self.index, self.values)
+
+    @property
+    def sleeps(self) -> bool:
+        return self.layer.weight.numel() != self.layer.size
+
+    def hold(self, *, dense: bool) -> None:
+        """Keep the weight [out, in], or let it sleep: a parameter without numbers, which nobody
+        multiplies by mistake."""
+        layer = self.layer
+        if dense and self.sleeps:
+            layer.weight.data = self.dense()
+            layer.wake()
+        elif not dense and not self.sleeps:
+            layer.weight.data = self.values.new_empty(0)
+            layer.sleep(self.index)
+
+    @torch.no_grad()
+    def dense(self) -> Tensor:
+        """The weight [out, in] made anew from its values."""
+        return self.layer.dense(self.values, self.index)
 
     @torch.no_grad()
     def rebuild(self, fresh: Tensor) -> None:

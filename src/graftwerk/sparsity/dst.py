@@ -17,7 +17,7 @@ from graftwerk.sparsity.config import Dst
 from graftwerk.sparsity.masks import MaskedWeight, apply
 from graftwerk.sparsity.schedules import RATES, cubic_density
 from graftwerk.sparsity.scoring import Scorer
-from graftwerk.sparsity.select import number
+from graftwerk.sparsity.select import bits, number, ones
 from graftwerk.sparsity.static import SAME, StaticSparsity
 
 
@@ -30,8 +30,9 @@ class DynamicSparsity(StaticSparsity):
     def __init__(self, config: Dst) -> None:
         super().__init__(config)
         self.config = config
+        self._reads_weights = config.prune.startswith("running")
         self.explored: list[Tensor] = []
-        """Weights that have ever been active."""
+        """A bit for each weight, 1 if it has ever been active."""
         self.exploration = 0.0
         """Rs of ITOP (Liu et al. 2021): the share of the weights that have ever been active."""
         self._scores: dict[str, float] = {}
@@ -54,7 +55,7 @@ class DynamicSparsity(StaticSparsity):
         total_steps: int,
     ) -> None:
         super().attach(objective, optimizer, sync, batch, seed=seed, total_steps=total_steps)
-        self.explored = [layer.mask.clone() for layer in self.layers]
+        self.explored = [bits(layer.mask) for layer in self.layers]
         self._count_explored()
         self._see_all_gradients(self.config.every == 1)
 
@@ -118,7 +119,7 @@ class DynamicSparsity(StaticSparsity):
             zip(self.layers, active, removed, grown, strict=True)
         ):
             self._move(layer, was & ~gone, new)
-            self.explored[i] |= layer.mask
+            self.explored[i] |= bits(layer.mask)
             if self.compact:
                 self.compact[i].rebuild(layer.expand(new))
         for execution in self.executions:
@@ -232,7 +233,7 @@ class DynamicSparsity(StaticSparsity):
     # ------------------------------------------------------------ what is logged and saved
 
     def _count_explored(self) -> None:
-        ever = sum(number(explored) for explored in self.explored)
+        ever = sum(ones(explored) for explored in self.explored)
         self.exploration = ever / sum(layer.size for layer in self.layers)
 
     def metrics(self) -> dict[str, float]:
@@ -262,10 +263,7 @@ class DynamicSparsity(StaticSparsity):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.explored = [
-            explored.to(layer.mask.device)
-            for explored, layer in zip(state["explored"], self.layers, strict=True)
-        ]
+        self.explored = [explored.cpu() for explored in state["explored"]]
         self._count_explored()
         self._scores, self._overlaps = dict(state["scores"]), dict(state["overlaps"])
         self._postponed = state["postponed"]

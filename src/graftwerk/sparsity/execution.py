@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,6 +29,8 @@ REPEATS = 5
 """Measurements of which the median counts."""
 SEMI_STRUCTURED = 64
 """What torch's 2:4 format cuts the sides of a matrix into, at most."""
+VALUES_ALONE = ("csr", "bsr")
+"""Forms that never look at the dense weight, so that it may sleep."""
 AMPERE = (8, 0)
 """The first compute capability with sparse tensor cores."""
 
@@ -44,6 +49,7 @@ class Execution:
         """Seconds of a forward and backward pass by form, of those that were measured."""
         self.whole = False
         module.forward = self._forward  # pyright: ignore[reportAttributeAccessIssue]
+        module.register_state_dict_post_hook(partial(_save, compact))
 
     @property
     def forms(self) -> list[str]:
@@ -58,6 +64,11 @@ class Execution:
     def use(self, form: str) -> None:
         self.form = form
         self.rebuild()
+
+    def see(self, *, whole: bool, weight: bool) -> None:
+        """In the next step: the gradients of all weights, or at least the weights themselves."""
+        self.whole = whole
+        self.compact.hold(dense=whole or weight or self.form not in VALUES_ALONE)
 
     def rebuild(self) -> None:
         """Follow the masks."""
@@ -81,11 +92,13 @@ class Execution:
 
     def _time(self, form: str, x_ni: Tensor) -> float:
         self.use(form)
-        weights = [self.compact.values if form in ("csr", "bsr") else self.module.weight, x_ni]
+        weights = [self.compact.values if form in VALUES_ALONE else self.module.weight, x_ni]
         times: list[float] = []
         for _ in range(REPEATS + 1):
             began = time.perf_counter()
-            torch.autograd.grad(self._forward(x_ni).sum(), weights)
+            y = self._forward(x_ni).sum()
+            with torch.autocast(x_ni.device.type, enabled=False):  # as in training
+                torch.autograd.grad(y, weights)
             if x_ni.is_cuda:
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - began)
@@ -115,14 +128,26 @@ class Execution:
         return f"{self.compact.layer.name}: {self.form}{times and f' ({times})'}"
 
 
+def _save(
+    compact: Compact, module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any
+) -> None:
+    """What is saved or averaged is dense in all forms."""
+    del module, metadata
+    if compact.sleeps:
+        state[prefix + "weight"] = compact.dense()
+
+
 def _halves(x: Tensor) -> bool:
     """Whether products are in half precision now, as those of the 2:4 format always are."""
     return torch.is_autocast_enabled(x.device.type)
 
 
-def executions(net: nn.Module, compact: list[Compact]) -> list[Execution]:
-    """Of the linear layers; others stay dense with zeros."""
-    found = [(net.get_submodule(c.layer.name), c) for c in compact]
+def executions(
+    net: nn.Module, compact: list[Compact], positions: Mapping[str, int]
+) -> list[Execution]:
+    """Of the linear layers; others stay dense with zeros, and so do those whose weights the network
+    reads past their forward pass, which therefore have no positions."""
+    found = [(net.get_submodule(c.layer.name), c) for c in compact if c.layer.name in positions]
     return [Execution(module, c) for module, c in found if type(module) is nn.Linear]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ def positions(objective: Objective, batch: Batch) -> dict[str, int]:
 
 
 def per_image(
-    net: nn.Module, layers: Iterable[MaskedWeight], positions: Mapping[str, int]
+    net: nn.Module, layers: Collection[MaskedWeight], positions: Mapping[str, int]
 ) -> tuple[float, float]:
     """(Operations of the masked, of the dense network) for the forward pass of an image.
 
@@ -59,11 +59,14 @@ def per_image(
     """
     active = {layer.name: layer.active for layer in layers}
     sizes = {name: net.get_submodule(name).weight.numel() for name in positions}  # pyright: ignore
+    sizes |= {layer.name: layer.size for layer in layers if layer.name in positions}
     masked = sum(2 * count * active.get(name, sizes[name]) for name, count in positions.items())
     return float(masked), float(sum(2 * count * sizes[name] for name, count in positions.items()))
 
 
-def relative(net: nn.Module, layers: Iterable[MaskedWeight], positions: Mapping[str, int]) -> float:
+def relative(
+    net: nn.Module, layers: Collection[MaskedWeight], positions: Mapping[str, int]
+) -> float:
     masked, dense = per_image(net, layers, positions)
     return masked / dense if dense else 1.0
 

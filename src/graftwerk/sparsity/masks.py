@@ -15,13 +15,19 @@ from graftwerk.sparsity.structure import Unstructured
 
 
 class MaskedWeight:
-    """A weight [out, in, …] and the mask of the same shape and memory layout; True is active."""
+    """A weight [out, in, …] and the mask of the same shape and memory layout; True is active.
+
+    A weight that sleeps (`Compact.hold`) has no numbers, and its mask is made of places.
+    """
 
     def __init__(self, name: str, weight: nn.Parameter, structure: Unstructured) -> None:
         self.name = name
         self.weight = weight
         self.structure = structure
-        self.mask = torch.ones_like(weight, dtype=torch.bool)
+        self.shape = tuple(weight.shape)
+        self.size = weight.numel()
+        self._mask: Tensor | None = torch.ones_like(weight, dtype=torch.bool)
+        self._places: Tensor | None = None
         self.factor: Tensor | None = None
         """The mask in the weight's own type, if it is needed at every step: multiplying by it takes
         a single pass."""
@@ -29,12 +35,19 @@ class MaskedWeight:
         """Weights that the mask keeps."""
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.weight.shape)
+    def mask(self) -> Tensor:
+        if self._mask is not None:
+            return self._mask
+        assert self._places is not None
+        nothing = torch.zeros(self.size, dtype=torch.bool, device=self._places.device)
+        return nothing.index_fill_(0, self._places, True).view(self.shape)
 
-    @property
-    def size(self) -> int:
-        return self.weight.numel()
+    def sleep(self, places: Tensor) -> None:
+        """Keep the places [n] of the active weights instead of the mask."""
+        self._mask, self._places = None, places
+
+    def wake(self) -> None:
+        self._mask, self._places = self.mask, None
 
     @property
     def grad(self) -> Tensor:

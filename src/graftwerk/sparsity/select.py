@@ -89,6 +89,16 @@ def places(mask: Tensor) -> Tensor:
     return mask.nonzero().squeeze(1)
 
 
+def bits(mask: Tensor) -> Tensor:
+    """[⌈n/8⌉] bytes on the CPU, the first of n places in the highest bit."""
+    return torch.from_numpy(np.packbits(mask.cpu().numpy()))
+
+
+def ones(packed: Tensor) -> int:
+    """How many bits are 1."""
+    return int(np.count_nonzero(np.unpackbits(packed.numpy())))
+
+
 def lowest_per_group(scores_gm: Tensor, candidates_gm: Tensor, count_g: Tensor) -> Tensor:
     """In each of g groups, True at as many of its lowest candidates as `count_g` says."""
     ranked = scores_gm.masked_fill(~candidates_gm, torch.inf)

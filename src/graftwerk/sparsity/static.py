@@ -42,6 +42,8 @@ class StaticSparsity(axes.Sparsity):
         """What the optimizer sees, unless execution is "masked"."""
         self.executions: list[Execution] = []
         self._moved = self._whole = False
+        self._reads_weights = False
+        """In every step, beside the products."""
 
     @property
     def first_density(self) -> float:
@@ -82,10 +84,12 @@ class StaticSparsity(axes.Sparsity):
             return
         check(self._optimizer, wanted)
         self.compact = [Compact(layer, self._optimizer) for layer in self.layers]
+        if wanted != "compact":
+            self._choose_forms(wanted, forms, rows)
         self._see_all_gradients(False)
-        if wanted == "compact":
-            return
-        self.executions = executions(self._objective.net, self.compact)
+
+    def _choose_forms(self, wanted: str, forms: dict[str, str], rows: int) -> None:
+        self.executions = executions(self._objective.net, self.compact, self.positions)
         if wanted == "semi_structured":
             check_semi_structured(self.executions)
         else:
@@ -146,7 +150,7 @@ class StaticSparsity(axes.Sparsity):
         """In the next step; otherwise those of weights that exist are enough."""
         self._whole = whole
         for execution in self.executions:
-            execution.whole = whole
+            execution.see(whole=whole, weight=self._reads_weights)
         for compact in self.compact:
             compact.frees_gradients = not whole and alone(self._sync)
 
