@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from graftwerk.data.source import Splits
@@ -52,6 +51,8 @@ def open_table(config: Table) -> Splits:
     Classes keep their shares in each part. Columns have mean 0 and variance 1 over the rows to
     learn from. Raises DataError naming the file, and the column or row that is wrong.
     """
+    from sklearn.model_selection import train_test_split
+
     path = find_table(config.path)
     names, table = _read(path)
     values_nc, targets, classes = _columns(path, names, table, config)

@@ -21,7 +21,7 @@ import psutil
 
 from graftwerk.errors import GraftwerkError
 
-PRELOADED = ("graftwerk.start", "graftwerk.train", "sklearn.datasets", "matplotlib.figure")
+PRELOADED = ("graftwerk.start", "graftwerk.train", "matplotlib.figure")
 """What most runs import."""
 TAIL = 2000
 """Characters of a failed run's output that are shown."""
