@@ -1,7 +1,7 @@
 """What sparse training costs and saves, against the dense step of the same loop.
 
     OMP_NUM_THREADS=1 python benchmarks/dst.py [--model mlp_cifar10|conv_cifar10|lenet5_caffe]
-        [--rounds 12] [--period 100] [--densities 0.1 …]
+        [--rounds 12] [--period 100] [--densities 0.1 …] [--executions masked …] [--copies 4]
 
 A network of the paper, first of all its MLP (3072-1024-512-10), batch 128, SGD with Nesterov
 momentum, on random inputs: forward, loss, backward, the hooks of the sparsity axis, and the
@@ -11,6 +11,9 @@ by gradient). Prints JSON: ratios of the median to the median dense step (below 
 Inference is the forward pass alone. Bytes are those held at the end of a backward pass without an
 update, relative to the dense network's weights, gradients and momentum; `export` compares the files
 of both formats.
+
+Where a contender's tensors happen to lie in memory is worth several hundredths of its time:
+`--copies` makes several of each and takes the median over all of them.
 
 `block16` is the MLP trained and served in BSR with 16×16 blocks; its last layer of 10 outputs stays
 dense.
@@ -48,19 +51,22 @@ from graftwerk.sparsity.config import Sparsity
 from graftwerk.sparsity.kernels import Pattern
 
 IMAGES = {"mlp_cifar10": (3, 32, 32), "conv_cifar10": (3, 32, 32), "lenet5_caffe": (1, 28, 28)}
+EXECUTIONS = ["masked", "compact", "csr", "block16"]
 BATCH = 128
 TOTAL = 10**6
 OWN = tuple(f"graftwerk.sparsity.{name}" for name in ("masks", "compact", "execution"))
 
 
-def contenders(model: str, densities: list[float]) -> dict[str, dict[str, Any]]:
+def contenders(
+    model: str, densities: list[float], executions: list[str]
+) -> dict[str, dict[str, Any]]:
     """Trees of the sparsity axis by name."""
     dst: dict[str, Any] = {"kind": "dst", "prune": "magnitude", "grow": "gradient", "init": "erk"}
     found: dict[str, dict[str, Any]] = {"dense": {"kind": "dense"}}
     for density in densities:
-        for execution in ("masked", "compact", "csr"):
+        for execution in [name for name in executions if name != "block16"]:
             found[f"{execution} {density:g}"] = {**dst, "density": density, "execution": execution}
-        if model == "mlp_cifar10":
+        if "block16" in executions and model == "mlp_cifar10":
             blocks = {"structure": "block16", "exclude": ["head"], "execution": "bsr"}
             found[f"block16 {density:g}"] = {**dst, "density": density, **blocks}
     return found
@@ -162,19 +168,19 @@ def export(contender: Contender, rounds: int) -> dict[str, float]:
 
 
 def measure(
-    contenders: dict[str, Contender], what: Callable[[Contender], float], rounds: int
+    contenders: dict[str, list[Contender]], what: Callable[[Contender], float], rounds: int
 ) -> dict[str, list[float]]:
     """Times of each round; the first one warms up, and each begins with another contender.
 
     A contender does everything twice, and the second time counts: the caches hold what is its own.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    names = list(contenders)
+    entries = [(name, one) for name, copies in contenders.items() for one in copies]
     for number in range(rounds + 1):
-        start = number % len(names)
-        for name in names[start:] + names[:start]:
-            what(contenders[name])
-            seconds = what(contenders[name])
+        start = number % len(entries)
+        for name, contender in entries[start:] + entries[:start]:
+            what(contender)
+            seconds = what(contender)
             if number > 0:
                 times[name].append(seconds)
     return times
@@ -190,13 +196,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--period", type=int, default=100)
     parser.add_argument("--densities", type=float, nargs="+", default=[0.1, 0.05, 0.01])
+    parser.add_argument("--executions", nargs="+", choices=EXECUTIONS, default=EXECUTIONS)
+    parser.add_argument("--copies", type=int, default=1)
     options = parser.parse_args()
-    model, trees = options.model, contenders(options.model, options.densities)
-    live = {name: Contender.make(model, tree, options.period) for name, tree in trees.items()}
+    trees = contenders(options.model, options.densities, options.executions)
+    live: dict[str, list[Contender]] = {name: [] for name in trees}
+    for _ in range(options.copies):
+        for name, tree in trees.items():
+            live[name].append(Contender.make(options.model, tree, options.period))
     steps = measure(live, Contender.step, options.rounds)
     updates = measure(live, Contender.update_step, max(3, options.rounds // 3))
     inference = measure(live, Contender.infer, options.rounds)
-    held = {name: contender.bytes_held() for name, contender in live.items()}
+    held = {name: copies[0].bytes_held() for name, copies in live.items()}
     period = options.period
     results: dict[str, dict[str, float]] = {}
     for name in live:
@@ -213,7 +224,9 @@ def main() -> None:
     machine = {"torch": torch.__version__, "machine": platform.machine()}
     facts = machine | {"threads": torch.get_num_threads(), **vars(options)}
     exports = {
-        name: export(live[f"masked {name}"], 10) for name in map("{:g}".format, options.densities)
+        name: export(live[f"masked {name}"][0], 10)
+        for name in map("{:g}".format, options.densities)
+        if f"masked {name}" in live
     }
     print(json.dumps({"facts": facts, "ratios_to_dense": results, "export": exports}, indent=1))
 
