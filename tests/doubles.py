@@ -8,6 +8,7 @@ trains a decoder that is never exported; `stem_frozen` (incubation) trains only 
 
 from __future__ import annotations
 
+import os
 import resource
 import time
 from collections.abc import Generator
@@ -179,19 +180,24 @@ class StemFrozen(Objective, kind="stem_frozen"):
 
 
 class Unhurried(Objective, kind="unhurried"):
+    rank: int | None = None
+    """Who is; none: all are."""
+
     def build(self, net: nn.Module, **facts: Any) -> axes.Objective:
         del facts
-        return UnhurriedObjective(net)
+        mine = self.rank is None or str(self.rank) == os.environ["RANK"]
+        return UnhurriedObjective(net, seconds=0.2 if mine else 0.0)
 
 
 class UnhurriedObjective(Supervised):
     """A step takes its time and no processor, for runs that go on while a test does something."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, seconds: float) -> None:
         super().__init__(net, loss="ce", smoothing=0.0)
+        self._seconds = seconds
 
     def forward(self, batch: Batch) -> Output:
-        time.sleep(0.2)
+        time.sleep(self._seconds)
         return super().forward(batch)
 
 

@@ -42,6 +42,17 @@ def test_newest_is_resumed_and_old_ones_rotate(checkpoints: Checkpoints) -> None
     assert newest_step(checkpoints) == (20, [])
 
 
+def test_where_ranks_learn_late_of_a_bad_step_a_checkpoint_of_before_it_stays(
+    tmp_path: Path,
+) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", World(), keep=2, late=4)
+    kept: list[list[int]] = []
+    for step in (2, 4, 6, 8, 10, 20):
+        save(checkpoints, step)
+        kept.append([entry.step for entry in checkpoints.entries()])
+    assert kept[2:] == [[6, 4, 2], [8, 6, 4], [10, 8, 6], [20, 10]]
+
+
 def test_best_outlives_rotation(checkpoints: Checkpoints) -> None:
     save(checkpoints, 1, best=True)
     for step in (2, 3, 4):

@@ -2,21 +2,33 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
+from graftwerk.axes import World
 from graftwerk.distributed import (
+    ElsewhereError,
     first_host,
+    on_all,
     port_of_job,
     ranks_from_environment,
+    shorten_timeout,
     tasks_on_node,
 )
+from graftwerk.errors import GraftwerkError, StorageError
 from graftwerk.launch.local import run_workers
 from graftwerk.rehearse.cluster import Cluster
 from running import PYTHON, TINY, command, only_run, records
+from workers import together
 
 KEYS = ["steps=3", "batch.micro=16", "log.every=1", "save=1 epoch", "evaluate.every=1000"]
 
@@ -110,3 +122,35 @@ def test_uneven_batch_is_refused_on_all_ranks(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "batch.size: 64 images can't be shared equally by 3 processes" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_fails_on_one_rank_ends_all_with_its_reason() -> None:
+    def attempt(world: World) -> tuple[type[Exception], int, str] | int:
+        def work() -> int:
+            if world.rank == failing:
+                raise StorageError("data.path: no such disk")
+            return world.rank
+
+        try:
+            return on_all(world, work)
+        except GraftwerkError as error:
+            return type(error), error.exit_code, str(error)
+
+    failing = None
+    assert together(3, attempt) == [0, 1, 2]
+    failing = 1
+    first, second, third = together(3, attempt)
+    assert second == (StorageError, 74, "data.path: no such disk")
+    elsewhere = f"rank 1 on {socket.gethostname()}: data.path: no such disk"
+    assert first == third == (ElsewhereError, 74, elsewhere)
+
+
+def test_a_shorter_time_out_holds_for_the_group_of_gradients() -> None:
+    store = HashStore()
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        shorten_timeout(7)
+        gloo: Any = dist.group.WORLD._get_backend(torch.device("cpu"))  # pyright: ignore
+        assert gloo.options._timeout == timedelta(seconds=7)
+    finally:
+        dist.destroy_process_group()

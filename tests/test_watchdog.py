@@ -23,6 +23,7 @@ from graftwerk import arrival
 from graftwerk.arrival import MissingError, meet
 from graftwerk.axes import World
 from graftwerk.board import Board
+from graftwerk.log.summary import summarize
 from graftwerk.pace import TIMES, WINDOW, Pace, Stragglers, slow_ranks
 from graftwerk.signals import StoppedError, last_moment
 from running import PYTHON, TINY, command, newest_state, only_run, records, train_here
@@ -270,11 +271,21 @@ def test_a_stopped_rank_is_named_and_the_run_ends_to_go_on(tmp_path: Path, rank:
     assert not (only_run(tmp_path) / "stacks" / f"rank-{rank}.txt").exists()
 
 
-def test_a_killed_rank_ends_the_run_to_go_on(tmp_path: Path) -> None:
-    process = start(tmp_path)
+def test_a_slow_rank_is_told_and_a_killed_one_ends_the_run_to_go_on(tmp_path: Path) -> None:
+    process = start(tmp_path, "objective.rank=1", "batch.size=8", "batch.micro=4")
+    run = only_run(tmp_path)
+
+    def stragglers() -> list[dict[str, Any]]:
+        return [event for event in records(run, "event") if event["event"] == "straggler"]
+
+    until(stragglers)
+    (found,) = stragglers()
+    host = socket.gethostname()
+    assert (found["slow_rank"], found["host"]) == (1, host)
+    assert f"host {host}: rank 1 on {host} takes" in "\n".join(summarize(run).lines())
     worker(process, 1).kill()
     said, _ = process.communicate(timeout=600)
     assert process.returncode in (75, 137), said
     assert "lost another rank" in said
     assert "Traceback" not in said
-    assert records(only_run(tmp_path), "train")
+    assert records(run, "train")

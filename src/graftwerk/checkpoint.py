@@ -165,7 +165,11 @@ def average(states: Sequence[Any]) -> Any:
 class Checkpoints:
     """The checkpoints of a run folder. `save` and `resume` are calls of all ranks together."""
 
-    def __init__(self, folder: Path, world: World, *, keep: int) -> None:
+    def __init__(self, folder: Path, world: World, *, keep: int, late: int = 0) -> None:
+        """`late`: so many steps later all ranks know what has become of a step. Of the checkpoints
+        that are kept, beside the best, one at least is as old.
+        """
+        self._late = late
         self.folder = folder
         self._world = world
         self._keep = keep
@@ -285,9 +289,13 @@ class Checkpoints:
                 shutil.rmtree(entry.folder)
 
     def _rotate(self) -> None:
-        best = self.best()
-        for entry in self.entries()[self._keep :]:
-            if best is None or entry.step != best.step:
+        entries, best = self.entries(), self.best()
+        kept = {entry.step for entry in entries[: self._keep]}
+        kept |= {best.step} if best is not None else set()
+        judged = (entry.step for entry in entries if entry.step <= entries[0].step - self._late)
+        kept |= {next(judged, entries[-1].step)}
+        for entry in entries:
+            if entry.step not in kept:
                 shutil.rmtree(entry.folder)
 
     def clear(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import socket
 import subprocess
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
 from torch.distributed import (
     DistError,  # pyright: ignore[reportPrivateImportUsage]
 )
@@ -20,7 +22,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from graftwerk.arrival import meet, open_store
 from graftwerk.axes import Control, World
-from graftwerk.errors import AGAIN, ConfigError, GraftwerkError
+from graftwerk.errors import AGAIN, CRASH, ConfigError, GraftwerkError
 
 T = TypeVar("T")
 
@@ -189,8 +191,10 @@ def _fixed(world: World, start_timeout: float) -> Generator[None]:
 
 def shorten_timeout(seconds: float) -> None:
     """Of collectives on gradients, once training has warmed up; facts may go on taking longer."""
-    set_timeout = getattr(dist, "set_timeout", None)  # not in every torch
-    if dist.is_initialized() and set_timeout is not None:
+    set_timeout = getattr(dist, "set_timeout", None)
+    if set_timeout is None:  # as older versions of torch call it
+        set_timeout = c10d._set_pg_timeout  # pyright: ignore[reportPrivateUsage, reportDeprecated]
+    if dist.is_initialized():
         set_timeout(timedelta(seconds=seconds))
 
 
@@ -265,6 +269,43 @@ def on_main(world: World, work: Callable[[], T]) -> T:
     if isinstance(found[0], GraftwerkError):
         raise found[0]
     return cast(T, found[0])
+
+
+class ElsewhereError(GraftwerkError):
+    """What failed on another rank, whose `exit_code` it has."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def on_all(world: World, work: Callable[[], T]) -> T:
+    """What `work` returns on this rank. A call of all ranks together, to do what each does alone.
+
+    Where it fails on any rank, all end: nobody waits for that one, and all say why. Raises its own
+    error there, and ElsewhereError on the others.
+    """
+    done: list[T] = []
+    error: Exception | None = None
+    try:
+        done.append(work())
+    except Exception as failed:
+        error = failed
+    for rank, problem in enumerate(gather(world, _told(error))):
+        if error is not None:
+            raise error
+        if problem is not None:
+            raise ElsewhereError(f"rank {rank} on {problem[0]}: {problem[1]}", problem[2])
+    return done[0]
+
+
+def _told(error: Exception | None) -> tuple[str, str, int] | None:
+    """(host, message, exit code)."""
+    if error is None:
+        return None
+    for_people = isinstance(error, GraftwerkError)
+    message = str(error) if for_people else f"{type(error).__name__}: {error}"
+    return socket.gethostname(), message, error.exit_code if for_people else CRASH
 
 
 def sum_(world: World, tensor: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from graftwerk import amendments
 from graftwerk.amendments import Amendments, of_run
 from graftwerk.axes import World
-from graftwerk.distributed import gather, on_main
+from graftwerk.distributed import gather, on_all, on_main
 from graftwerk.errors import ConfigError
 from graftwerk.memory import candidates, free, largest, ran_out, where
 from graftwerk.run import Run, batch_in_words
@@ -32,7 +32,7 @@ def fit(run: Run, world: World) -> None:
     if not run.batch.fit or known.batch(run, world) is not run.batch:
         return
     sizes = candidates(run, world)
-    own = largest(sizes, lambda micro: fits(run, world, micro))
+    own = on_all(world, lambda: largest(sizes, lambda micro: fits(run, world, micro)))
     found = min(gather(world, own or 0))
     if found == 0:
         raise ConfigError(

@@ -14,7 +14,6 @@ import torch
 
 from graftwerk import memory, recovery
 from graftwerk.axes import Batch, Step
-from graftwerk.checkpoint import Checkpoints
 from graftwerk.distributed import gather, on_main
 from graftwerk.elastic.group import Group
 from graftwerk.evaluate import evaluate
@@ -27,7 +26,7 @@ from graftwerk.pictures import Pictures
 from graftwerk.recalibrate import recalibrated
 from graftwerk.regroup import difference, shape
 from graftwerk.samples import Samples
-from graftwerk.saving import Saving
+from graftwerk.saving import Saving, checkpoints_of
 from graftwerk.seeding import random_state, restore_random_state
 from graftwerk.signals import Agreement, StoppedError
 from graftwerk.watchdog import guarding
@@ -40,7 +39,7 @@ class Observer:
         self.parts = parts
         run, plan = parts.run, parts.plan
         self.folder: Path = run.folder
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", parts.world, keep=run.save.keep)
+        self.checkpoints = checkpoints_of(parts)
         self.agreement = Agreement(parts.world, margin=run.faults.margin)
         self.watchdog = guarding(run.faults, self.folder, parts.world)
         self.watchdog.pace.follow(parts.objective)

@@ -20,6 +20,7 @@ from graftwerk.data.mix import build_mix, check_mix
 from graftwerk.data.order import Order
 from graftwerk.data.source import Splits
 from graftwerk.data.transforms import eval_transform, train_transform
+from graftwerk.distributed import on_all
 from graftwerk.errors import ConfigError
 from graftwerk.fit import check_fit
 from graftwerk.models.assemble import assemble
@@ -308,7 +309,7 @@ def build(run: Run, world: World, amended: Amendments | None = None) -> Parts:
     check_execution(run)
     check_whole(run)
     choose_algorithms(run.deterministic)
-    splits = open_data(run)
+    splits = on_all(world, lambda: open_data(run))
     check_same_images(world, splits)
     numbers = plan(run, len(splits.train), world.size, amended.batch(run, world))
     check_mix(run.augment, numbers.micro)

@@ -41,6 +41,13 @@ class SaveInterval:
         return time.monotonic() - self._since >= self._seconds
 
 
+def checkpoints_of(parts: Parts) -> Checkpoints:
+    """Of a run; where it may have to go back, there is one of before the first bad step."""
+    late = getattr(parts.run.sync, "lead", 0)
+    folder = parts.run.folder / "checkpoints"
+    return Checkpoints(folder, parts.world, keep=parts.run.save.keep, late=late)
+
+
 class Saving:
     """Of one run; `tell` writes an event to its log. `save` is a call of all ranks together.
 

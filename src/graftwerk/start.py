@@ -11,7 +11,7 @@ from typing import Any
 
 from graftwerk import config, handover, runfolder
 from graftwerk.axes import Objective, World
-from graftwerk.distributed import join, on_main
+from graftwerk.distributed import join, on_all, on_main
 from graftwerk.errors import DataError
 from graftwerk.lock import FolderLock
 from graftwerk.models.factory import count_parameters
@@ -27,7 +27,7 @@ def start(run: Run, began: Callable[[Path], None] | None = None) -> dict[str, fl
     from graftwerk.fitting import fit
     from graftwerk.train import train
 
-    run.data.staged()  # may take minutes, which a process group would not wait for
+    staged = _tried(run.data.staged)  # may take minutes, which a process group would not wait for
     elastic = run.sync.elastic
     with (
         join(
@@ -37,6 +37,7 @@ def start(run: Run, began: Callable[[Path], None] | None = None) -> dict[str, fl
         ) as world,
         contextlib.closing(FolderLock(run.folder)) as lock,
     ):
+        on_all(world, staged)
         done = None if world.newcomer else _prepare(run, world, lock, began)
         if done is None:
             lock.keep(wanted=lambda: world.main)
@@ -47,6 +48,21 @@ def start(run: Run, began: Callable[[Path], None] | None = None) -> dict[str, fl
         print(f"{run.folder} is finished; resume=never trains it anew")
         print("  ".join(f"{name} {value:.4g}" for name, value in done.items()))
     return done
+
+
+def _tried(work: Callable[[], object]) -> Callable[[], None]:
+    """Do it, and return what raises the error that it raised."""
+    problem: Exception | None = None
+    try:
+        work()
+    except Exception as error:
+        problem = error
+
+    def judge() -> None:
+        if problem is not None:
+            raise problem
+
+    return judge
 
 
 def _prepare(
