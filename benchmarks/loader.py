@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import os
 import statistics
@@ -71,10 +72,12 @@ def ours(raws: list[bytes], decode: str, interpolation: str, *, finished: bool =
     transform = train_transform(augment, DATA)
     finish = Finish(DATA, torch.device("cpu"), torch.channels_last)
 
+    numbers = itertools.count()
+
     def batch(part: list[bytes]) -> None:
         samples: list[Sample] = []
-        for number, raw in enumerate(part):
-            seed_generators(0, number, 0)
+        for number, raw in zip(numbers, part, strict=False):
+            seed_generators(0, 0, number, 0)
             samples.append(Sample(transform(raw), 0, number, ()))
         made = collate(samples)
         if finished:

@@ -36,8 +36,8 @@ SHRINKS = (8, 4, 2)
 class DecodedCrop:
     """Encoded bytes, or an image, → a random crop of it at `size`: uint8 [3, h, w], or an image.
 
-    What is neither an ordinary colour JPEG nor a PPM goes through Pillow and `crop`, as without
-    this class.
+    Every other one (`augment.hflip`) is mirrored: so is the crop, before it is enlarged. What is
+    neither an ordinary colour JPEG nor a PPM goes through Pillow and `crop`, as without this class.
     """
 
     def __init__(
@@ -46,14 +46,16 @@ class DecodedCrop:
         self.size = augment.height_width
         self.scale, self.ratio = augment.scale, augment.ratio
         self.interpolation = augment.interpolation
+        self.hflip = augment.hflip
         self.mode: Mode = mode
         self.crop = cast(Callable[[Image.Image], Image.Image], crop)
         self.get_params = cast(Callable[..., Box], crop.get_params)
 
     def __call__(self, raw: bytes | Image.Image) -> Tensor | Image.Image:
+        mirrored = self.hflip > 0 and torch.rand(1).item() < self.hflip
         stored = stored_as(raw) if self.mode == "rgb" and isinstance(raw, bytes) else None
         if stored is None:
-            return self.crop(decode(raw, self.mode))
+            return _mirrored(self.crop(decode(raw, self.mode)), mirrored)
         nothing = torch.empty((stored.height, stored.width), device="meta")
         box = self.get_params(nothing, self.scale, self.ratio)
         mode = self.interpolation
@@ -63,8 +65,13 @@ class DecodedCrop:
             pixels = stored.part(box, self._factor(*box[2:]))
         except ValueError:  # Pillow decides whether it can be read, and says what is wrong
             image: Any = decode(raw, self.mode)
-            return resized_crop(image, *box, list(self.size), InterpolationMode(mode))
-        return _resized(pixels, self.size, mode)
+            image = resized_crop(image, *box, list(self.size), InterpolationMode(mode))
+            return _mirrored(image, mirrored)
+        if mode in ("bilinear", "bicubic"):
+            return _resized(pixels, self.size, mode, mirrored)
+        image = Image.fromarray(pixels)
+        resampling = Image.Resampling[mode.upper()]
+        return _mirrored(image.resize(self.size[::-1], resampling), mirrored)
 
     def _factor(self, height: int, width: int) -> int:
         """By how much decoding may shrink the image without the crop falling below `size`."""
@@ -85,8 +92,7 @@ class Ppm:
         del factor
         pixels = np.frombuffer(self.raw, np.uint8, self.height * self.width * 3, self.start)
         top, left, height, width = box
-        part = pixels.reshape(self.height, self.width, 3)[top : top + height, left : left + width]
-        return part.copy()
+        return pixels.reshape(self.height, self.width, 3)[top : top + height, left : left + width]
 
 
 def stored_as(raw: bytes) -> Jpeg | Ppm | None:
@@ -102,9 +108,13 @@ def stored_as(raw: bytes) -> Jpeg | Ppm | None:
     return Jpeg(raw, int(height), int(width)) if colours == "YCbCr" else None
 
 
-def _resized(pixels_hwc: np.ndarray, size: tuple[int, int], mode: str) -> Tensor | Image.Image:
-    if mode not in ("bilinear", "bicubic"):
-        resampling = Image.Resampling[mode.upper()]
-        return Image.fromarray(pixels_hwc).resize((size[1], size[0]), resampling)
-    image_nchw = torch.from_numpy(pixels_hwc)[None].permute(0, 3, 1, 2)  # stays channels-last
+def _mirrored(image: Image.Image, mirrored: bool) -> Image.Image:
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
+
+
+def _resized(pixels_hwc: np.ndarray, size: tuple[int, int], mode: str, mirrored: bool) -> Tensor:
+    image_hwc = torch.from_numpy(pixels_hwc.copy())
+    if mirrored:
+        image_hwc = image_hwc.flip(1)
+    image_nchw = image_hwc[None].permute(0, 3, 1, 2)  # stays channels-last
     return F.interpolate(image_nchw, size, mode=mode, antialias=True)[0]

@@ -82,7 +82,7 @@ def train_transform(augment: Augment, data: Data) -> Transform:
         augment.height_width,
         scale=augment.scale,
         ratio=augment.ratio,
-        hflip=augment.hflip,
+        hflip=0.0 if augment.decode == "fast" else augment.hflip,
         vflip=augment.vflip,
         color_jitter=augment.color_jitter or None,  # pyright: ignore[reportArgumentType]
         auto_augment=_timm_policy(augment),
