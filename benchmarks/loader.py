@@ -76,7 +76,7 @@ def ours(raws: list[bytes], decode: str, interpolation: str, *, finished: bool =
 
     def batch(part: list[bytes]) -> None:
         samples: list[Sample] = []
-        for number, raw in zip(numbers, part, strict=False):
+        for raw, number in zip(part, numbers, strict=False):
             seed_generators(0, 0, number, 0)
             samples.append(Sample(transform(raw), 0, number, ()))
         made = collate(samples)

@@ -30,6 +30,10 @@ REST_LEFT_OUT = re.compile("extraneous bytes before marker 0xd9")
 """What libjpeg-turbo says of rows that the frame header does not know of."""
 
 
+MARKER = struct.Struct(">BBH")
+"""0xFF, kind, length of what follows."""
+
+
 class Window(NamedTuple):
     """Rows from `top` up to `bottom` and columns from `left` up to `right`."""
 
@@ -45,8 +49,7 @@ class Window(NamedTuple):
         ]
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(NamedTuple):
     """How a sequential colour image with a single scan is laid out in its file."""
 
     size_at: int
@@ -136,12 +139,15 @@ def _marks(raw: bytes, data_at: int, segments: int) -> np.ndarray | None:
     None where they are not those that should be there.
     """
     data = np.frombuffer(raw, np.uint8, offset=data_at)
-    places = np.flatnonzero(data[:-1] == 0xFF)
+    (places,) = (data[:-1] == 0xFF).nonzero()
     kinds = data[places + 1]
-    marked = np.flatnonzero(kinds)[:segments]  # 0 follows where 0xFF is data
-    if not np.array_equal(kinds[marked], _kinds(segments)):
+    marked = kinds.nonzero()[0][:segments]  # 0 follows where 0xFF is data
+    if kinds[marked].tobytes() != _kinds(segments).tobytes():
         return None
-    return np.concatenate(([data_at - 2], places[marked] + data_at))
+    marks = np.empty(segments + 1, np.int64)
+    marks[0] = data_at - 2
+    np.add(places[marked], data_at, out=marks[1:])
+    return marks
 
 
 @lru_cache(1024)
@@ -155,8 +161,10 @@ def _kinds(count: int) -> np.ndarray:
 def frame_of(raw: bytes) -> Frame | None:
     """None where rows of all colours don't follow one another."""
     at, interval, size_at, unit = len(START_OF_IMAGE), 0, 0, (0, 0)
-    while len(raw) > at + 9 and raw[at] == 0xFF:
-        kind, length = raw[at + 1], int.from_bytes(raw[at + 2 : at + 4], "big")
+    while len(raw) > at + 9:
+        start, kind, length = MARKER.unpack_from(raw, at)
+        if start != 0xFF:
+            break
         if kind in START_OF_FRAME:
             size_at = at + 5
             sampling = raw[at + 11 : at + 2 + length : 3]
