@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,17 @@ def train_here(run: Run, folder: Path, **keys: Any) -> dict[str, float]:
     run = configured(run, folder, **keys)
     runfolder.prepare(run)
     return train(run, World())
+
+
+def train_again(run: Run, after: int) -> None:
+    """Forget what came after so many steps of a run, and train the rest once more."""
+    checkpoints = run.folder / "checkpoints"
+    for late in checkpoints.glob("step-*"):
+        if late.name > f"step-{after:08}":
+            shutil.rmtree(late)
+    (checkpoints / "best.json").unlink(missing_ok=True)
+    assert newest_state(run.folder)[0] == after
+    train(run, World())
 
 
 def configured(run: Run, folder: Path, **keys: Any) -> Run:

@@ -1,4 +1,4 @@
-"""Sparsity in whole runs: checkpoints, the moving average, and replicas that differ."""
+"""Sparsity in whole runs: checkpoints, the moving average, and the log."""
 
 from __future__ import annotations
 
@@ -13,16 +13,7 @@ import doubles
 from graftwerk import config
 from graftwerk.config import override
 from graftwerk.run import Run
-from running import (
-    TINY,
-    configured,
-    differences,
-    graftwerk,
-    newest_state,
-    only_run,
-    records,
-    train_here,
-)
+from running import configured, differences, newest_state, records, train_again, train_here
 
 DST = {"sparsity": "dst", "sparsity__every": 2, "sparsity__density": 0.2}
 
@@ -44,22 +35,12 @@ def masks_of(state: dict[str, Any]) -> dict[str, torch.Tensor]:
 def test_a_run_that_stops_and_goes_on_has_the_same_bits(
     keys: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = configured(doubles.tiny(), tmp_path / "whole", **keys)
-    train_here(run, tmp_path / "whole")
-    cut = tmp_path / "cut"
-    first = configured(run, cut)
-    train_here(first, cut)
-    for later in (first.folder / "checkpoints").glob("step-*"):
-        if later.name > "step-00000008":
-            for file in later.iterdir():
-                file.unlink()
-            later.rmdir()
-    (first.folder / "checkpoints" / "best.json").unlink(missing_ok=True)
-    train_here(first, cut)
-    one, other = newest_state(run.folder)[1], newest_state(first.folder)[1]
-    for state in (one, other):
-        state["observer"].pop("run_id")
-    assert differences(one, other) == []
+    run = configured(doubles.tiny(), tmp_path, **keys, log__tensorboard=False)
+    train_here(run, tmp_path)
+    step, whole = newest_state(run.folder)
+    train_again(run, after=8)
+    assert newest_state(run.folder)[0] == step == 10
+    assert differences(whole, newest_state(run.folder)[1]) == []
 
 
 def test_the_moving_average_is_masked_as_the_weights(tmp_path: Path) -> None:
@@ -70,23 +51,6 @@ def test_the_moving_average_is_masked_as_the_weights(tmp_path: Path) -> None:
         average = state["parts"]["ema"][f"{name}.weight"]
         assert not average[~mask].any()
         assert average[mask].any()
-
-
-def test_four_replicas_that_differ_have_the_same_masks(tmp_path: Path) -> None:
-    keys = ["sparsity=dst", "sparsity.every=2", "sparsity.prune=snip", "sync=gossip"]
-    short = ["steps=4", "evaluate.every=1", "ema.decay=null", "log.tensorboard=false"]
-    words = [TINY, *keys, *short, "processes=4", f"log.folder={tmp_path}"]
-    done = graftwerk("run", *words, cwd=tmp_path, OMP_NUM_THREADS="1")
-    assert done.returncode == 0, done.stderr
-    states = [newest_state(only_run(tmp_path), rank)[1] for rank in range(4)]
-    first, *others = (masks_of(state) for state in states)
-    assert all(differences(first, other) == [] for other in others)
-    weights = [state["parts"]["objective"] for state in states]
-    name = next(iter(first))
-    assert not torch.equal(weights[0][f"net.{name}.weight"], weights[1][f"net.{name}.weight"])
-    for state in weights:
-        for name, mask in first.items():
-            assert not state[f"net.{name}.weight"][~mask].any()
 
 
 def test_the_log_says_what_the_masks_are(tmp_path: Path) -> None:
