@@ -27,6 +27,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from torchvision.transforms import v2
 
 from graftwerk.data.config import IMAGENET_MEAN, IMAGENET_STD, Augment, Folder
 from graftwerk.data.finish import Finish
-from graftwerk.data.loader import Sample, collate, seed_generators
+from graftwerk.data.loader import Augmented, collate, seed_generators
 from graftwerk.data.pack import Recode, recoded
 from graftwerk.data.transforms import train_transform
 
@@ -69,21 +70,41 @@ def ours(raws: list[bytes], decode: str, interpolation: str, *, finished: bool =
     augment = Augment.model_validate(
         {"size": SIZE, "decode": decode, "interpolation": interpolation}
     )
-    transform = train_transform(augment, DATA)
+    images = Augmented(InMemory(raws), train_transform(augment, DATA), seed=0, replace=False)
     finish = Finish(DATA, torch.device("cpu"), torch.channels_last)
+    epochs = itertools.count()
 
-    numbers = itertools.count()
+    def one_pass() -> float:
+        epoch = next(epochs)
+        began = time.process_time()
+        for start in range(0, len(raws), BATCH):
+            keys = [(epoch, n, 0) for n in range(start, min(start + BATCH, len(raws)))]
+            batch = collate(images.__getitems__(keys))
+            if finished:
+                finish(batch)
+        return time.process_time() - began
 
-    def batch(part: list[bytes]) -> None:
-        samples: list[Sample] = []
-        for raw, number in zip(part, numbers, strict=False):
-            seed_generators(0, 0, number, 0)
-            samples.append(Sample(transform(raw), 0, number, ()))
-        made = collate(samples)
-        if finished:
-            finish(made)
+    return one_pass
 
-    return timed(raws, batch)
+
+@dataclass(frozen=True)
+class InMemory:
+    """A source of images, all of one class."""
+
+    raws: list[bytes]
+
+    @property
+    def targets(self) -> np.ndarray:
+        return np.zeros(len(self.raws), np.int64)
+
+    def __len__(self) -> int:
+        return len(self.raws)
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        return self.raws[index], 0
+
+    def name(self, index: int) -> str:
+        return str(index)
 
 
 def timed(raws: list[bytes], batch: Callable[[list[bytes]], object]) -> Pass:

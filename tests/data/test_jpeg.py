@@ -118,12 +118,12 @@ def test_damage_above_the_end_of_the_part_is_noticed(rng: np.random.Generator):
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_packed_files_are_cut_in_segments(rng: np.random.Generator, mode: str):
-    for width, interval in ((500, 2), (375, 3), (256, 2), (171, 1), (192, 3)):
+    for width, height, interval in ((500, 375, 2), (375, 300, 3), (400, 300, 1), (300, 300, 0)):
         buffer = io.BytesIO()
-        smooth(rng, 40, width).convert(mode).save(buffer, "PNG")
+        smooth(rng, height, width).convert(mode).save(buffer, "PNG")
         raw, extension = recoded(buffer.getvalue(), Recode(encode="jpeg"))
         assert extension == ".jpg"
-        assert restart_interval(width) == interval
+        assert restart_interval(width, height) == interval
         if mode == "RGB":
             frame = frame_of(raw)
             assert frame is not None

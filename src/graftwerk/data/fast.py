@@ -28,6 +28,7 @@ from torchvision.transforms.functional import resized_crop
 from graftwerk.data.config import Augment, Mode
 from graftwerk.data.decode import decode
 from graftwerk.data.jpeg import START_OF_IMAGE, Box, Jpeg
+from graftwerk.data.turns import Steps, at_once
 
 PPM = re.compile(rb"P6\n(\d+) (\d+)\n255\n")
 SHRINKS = (8, 4, 2)
@@ -52,6 +53,10 @@ class DecodedCrop:
         self.get_params = cast(Callable[..., Box], crop.get_params)
 
     def __call__(self, raw: bytes | Image.Image) -> Tensor | Image.Image:
+        return at_once(self.steps(raw))
+
+    def steps(self, raw: bytes | Image.Image) -> Steps[Tensor | Image.Image]:
+        """Drawing the crop, decoding, resizing; the first step draws all random numbers."""
         mirrored = self.hflip > 0 and torch.rand(1).item() < self.hflip
         stored = stored_as(raw) if self.mode == "rgb" and isinstance(raw, bytes) else None
         if stored is None:
@@ -61,12 +66,14 @@ class DecodedCrop:
         mode = self.interpolation
         if mode == "random":
             mode = random.choice(("bilinear", "bicubic"))
+        yield
         try:
-            pixels = stored.part(box, self._factor(*box[2:]))
+            pixels = stored.part(box, self._factor(*box[2:])).copy()
         except ValueError:  # Pillow decides whether it can be read, and says what is wrong
             image: Any = decode(raw, self.mode)
             image = resized_crop(image, *box, list(self.size), InterpolationMode(mode))
             return _mirrored(image, mirrored)
+        yield
         if mode in ("bilinear", "bicubic"):
             return _resized(pixels, self.size, mode, mirrored)
         image = Image.fromarray(pixels)
@@ -113,7 +120,7 @@ def _mirrored(image: Image.Image, mirrored: bool) -> Image.Image:
 
 
 def _resized(pixels_hwc: np.ndarray, size: tuple[int, int], mode: str, mirrored: bool) -> Tensor:
-    image_hwc = torch.from_numpy(pixels_hwc.copy())
+    image_hwc = torch.from_numpy(pixels_hwc)
     if mirrored:
         image_hwc = image_hwc.flip(1)
     image_nchw = image_hwc[None].permute(0, 3, 1, 2)  # stays channels-last

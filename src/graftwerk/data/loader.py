@@ -19,13 +19,18 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from graftwerk.axes import Batch, Erased
 from graftwerk.data.order import Key, Order
 from graftwerk.data.source import Source
-from graftwerk.data.transforms import Pixels, Transform
+from graftwerk.data.transforms import Cropped, Pixels, Transform
+from graftwerk.data.turns import Steps, at_once, in_turns
 from graftwerk.errors import DataError
 
 OnError = Literal["fail", "skip"]
 MAX_WORKERS = 8
 MAX_UNREADABLE = 100
 """So many unreadable images in a row are no accident but a lost disk."""
+
+
+TOGETHER = 32
+"""Images that are worked on in turns."""
 
 
 class Sample(NamedTuple):
@@ -53,21 +58,31 @@ class Augmented(Dataset[Sample]):
         self.replace = replace
 
     def __getitem__(self, key: Key) -> Sample:
+        return at_once(self._sample(key))
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[Sample]:
+        """As a DataLoader asks for them: the images of a batch, a few of them in turns."""
+        groups = (keys[start : start + TOGETHER] for start in range(0, len(keys), TOGETHER))
+        return [sample for group in groups for sample in in_turns(map(self._sample, group))]
+
+    def _sample(self, key: Key) -> Steps[Sample]:
         epoch, index, repeat = key
         problems: list[str] = []
         for offset in range(min(MAX_UNREADABLE, len(self.source)) if self.replace else 1):
             position = (index + offset) % len(self.source)
             try:
                 seed_generators(self.seed, epoch, index, repeat)
-                pixels, target = self._read(position)
+                pixels, target = yield from self._read(position)
                 return Sample(pixels, target, position, tuple(problems))
             except DataError as error:
                 problems.append(str(error))
         return Sample(None, -1, index, tuple(problems))
 
-    def _read(self, position: int) -> tuple[Pixels, int]:
+    def _read(self, position: int) -> Steps[tuple[Pixels, int]]:
         raw, target = self.source.read(position)
         try:
+            if isinstance(self.transform, Cropped):
+                return (yield from self.transform.steps(raw)), target
             return self.transform(raw), target
         except DataError as error:
             raise DataError(f"{self.source.name(position)}: {error}") from None

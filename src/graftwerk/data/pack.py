@@ -1,7 +1,7 @@
 """A data set of any format in one archive per split, or in one HDF5 file.
 
 JPEG files that are written here have restart markers, so that a crop can be decoded by itself
-(`jpeg`): every two or three units of 16 pixels, which makes them about 2 % larger.
+(`jpeg`): every few units of 16 pixels, which makes them about 2 % larger. Small ones have none.
 
 Images are written in their order by one process while others encode; what is written carries its
 checksums. A pack that was interrupted goes on where its journal says it was.
@@ -41,6 +41,8 @@ AHEAD = 4
 UNIT = 16
 """Pixels to a side of what JPEG encodes together where chroma is halved."""
 INTERVALS = (3, 2, 1)
+SMALL = 320 * 320
+"""Pixels of images without restart markers."""
 OnImages = Callable[[int], None]
 
 
@@ -120,13 +122,18 @@ def recoded(raw: bytes | Image.Image, recode: Recode) -> tuple[bytes, str]:
         "JPEG",
         quality=recode.quality,
         optimize=True,
-        restart_marker_blocks=restart_interval(image.width),
+        restart_marker_blocks=restart_interval(*image.size),
     )
     return buffer.getvalue(), ".jpg"
 
 
-def restart_interval(width: int) -> int:
-    """Units between restart markers: few, and so many that they divide those of a row."""
+def restart_interval(width: int, height: int) -> int:
+    """Units between restart markers: few, and so many that they divide those of a row.
+
+    0, none, in a small image: it is decoded in less time than a part is put together.
+    """
+    if width * height < SMALL:
+        return 0
     units = -(-width // UNIT)
     return next(n for n in INTERVALS if units % n == 0)
 

@@ -31,6 +31,7 @@ from graftwerk.data.config import Augment, Data, Interpolation, Mode, Size, Tabl
 from graftwerk.data.decode import decode
 from graftwerk.data.fast import DecodedCrop
 from graftwerk.data.source import Raw
+from graftwerk.data.turns import Steps, at_once
 from graftwerk.errors import ConfigError
 
 
@@ -51,7 +52,7 @@ class Pixels(NamedTuple):
 
 
 Transform = Callable[[Raw], Pixels]
-"""Of what a source reads."""
+"""Of what a source reads; a `Cropped` one in steps, too."""
 
 NUMBER = r"\d+(\.\d+)?"
 POLICY = re.compile(
@@ -94,16 +95,28 @@ def train_transform(augment: Augment, data: Data) -> Transform:
     colours = list(colour.transforms)
     if augment.policy == "trivial":
         colours = [TrivialAugmentWide(interpolation=InterpolationMode(_fixed(warping)))]
-    return Trained(
-        Compose(
-            [
-                *_decode_and_crop(augment, data.mode),
-                *crop_and_flip.transforms[1:],
-                *([as_image, *colours] if colours else []),
-            ]
-        ),
-        erasing(augment) if augment.erase else None,
-    )
+    stages = [
+        *_decode_and_crop(augment, data.mode),
+        *crop_and_flip.transforms[1:],
+        *([as_image, *colours] if colours else []),
+    ]
+    if not augment.erase and len(stages) == 1 and isinstance(stages[0], DecodedCrop):
+        return Cropped(stages[0])
+    return Trained(Compose(stages), erasing(augment) if augment.erase else None)
+
+
+@dataclass(frozen=True)
+class Cropped:
+    """Nothing but a random crop: many images may be taken in turns."""
+
+    crop: DecodedCrop
+
+    def __call__(self, raw: Raw) -> Pixels:
+        return at_once(self.steps(raw))
+
+    def steps(self, raw: Raw) -> Steps[Pixels]:
+        assert not isinstance(raw, Tensor)
+        return Pixels(as_tensor((yield from self.crop.steps(raw))))
 
 
 @dataclass(frozen=True)
