@@ -147,6 +147,10 @@ class Sync:
         """Scalars for the log, such as the bytes sent."""
         return {}
 
+    def withheld(self) -> str | None:
+        """Since the last call, why this replica has kept its weights to itself, if it has."""
+        return None
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 

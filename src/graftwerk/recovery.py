@@ -59,7 +59,9 @@ def _go_on_smaller(run: Run, world: World, message: str) -> None:
 
 
 def count(parts: Parts, step: Step, ledger: Ledger) -> None:
-    """Count the step; of one that was left out, tell why."""
+    """Count the step; of one that was left out, or of weights that were withheld, tell why."""
+    if (reason := parts.sync.withheld()) is not None:
+        ledger.own("weights_withheld", step=step.number + 1, reason=reason)
     scale = parts.precision.scale if step.skipped else 1.0
     parts.guard.count(skipped=step.skipped, scale=scale)
     if step.skipped:

@@ -14,7 +14,7 @@ from graftwerk.errors import ConfigError
 from graftwerk.sync.config import Gossip as Config
 from graftwerk.sync.gossip import Gossip
 from graftwerk.sync.payload import add_quantized_, quantized
-from graftwerk.sync.replicas import buckets
+from graftwerk.sync.replicas import average_finite_, buckets
 from workers import Vectors, gossip, numbers, together
 
 
@@ -50,6 +50,62 @@ def test_a_late_peer_costs_both_ends_the_exchange_and_nobody_the_mean(
     assert loops == found[1][1] == found[2][1]
     assert loops >= 2, f"seed {seed}"
     assert loops % 2 == 0, "each exchange is left out at both ends"
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+@pytest.mark.parametrize("payload", ["fp32", "int8"])
+def test_weights_that_are_not_finite_stay_where_they_are(bad: int, payload: str) -> None:
+    """Before the second mixing; whoever it is, the one that decides or the other."""
+    seed = random.randrange(2**31)
+
+    def work(world: World) -> tuple[Tensor, Tensor, str | None]:
+        objective = Vectors(numbers(seed, 7))
+        sync = gossip(world, objective, topology="complete", patience=100.0, payload=payload)
+        sync.attach(objective, torch.optim.SGD(objective.parameters()))
+        sync.mix()
+        with torch.no_grad():
+            for parameter in objective.parameters():
+                parameter.add_(world.rank)
+        own, last = objective.value(), list(objective.parameters())[-1]
+        if world.rank == bad:
+            last.data[-1] = torch.inf
+        sync.publish()
+        told = sync.withheld()
+        sync.mix()
+        during = objective.value()
+        if world.rank == bad:
+            last.data[-1] = own[-1]
+        sync.publish()
+        assert sync.withheld() is None
+        sync.mix()
+        return during, objective.value(), told
+
+    during, after, told = zip(*together(3, work), strict=True)
+    others = [rank for rank in range(3) if rank != bad]
+    assert [text is not None for text in told] == [rank == bad for rank in range(3)], f"seed {seed}"
+    assert during[bad][-1] == torch.inf
+    kept = torch.stack([during[rank] for rank in others])
+    wanted = numbers(seed, 7) + sum(others) / 2
+    torch.testing.assert_close(kept.mean(0), wanted, rtol=0, atol=1e-14)
+    mean = numbers(seed, 7) + 1
+    torch.testing.assert_close(torch.stack(after).mean(0), mean, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("bad", [(), (1,), (0, 1, 2)])
+def test_a_global_average_is_that_of_the_finite(bad: tuple[int, ...]) -> None:
+    seed = random.randrange(2**31)
+    values = numbers(seed, 3, 5)
+    values[list(bad), 2] = torch.nan
+
+    def work(world: World) -> Tensor:
+        sync, own = gossip(world, Vectors(numbers(seed, 7))), values[world.rank].clone()
+        assert average_finite_([own], sync.mean_) is (world.rank not in bad)
+        return own
+
+    good = [rank for rank in range(3) if rank not in bad] or [0, 1, 2]
+    for found in together(3, work):
+        wanted = values[good].mean(0)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-14, equal_nan=True)
 
 
 def test_different_models_are_refused_on_all_ranks() -> None:

@@ -67,9 +67,18 @@ def cancel(jobs: Iterable[str]) -> None:
         _ask("scancel", *wanted)
 
 
-def signal(job: str, name: str, *, everything: bool = False) -> None:
-    """Send a signal to the steps of a job; to its batch script too, where `everything`."""
-    _ask("scancel", f"--signal={name}", *(["--full"] if everything else []), job)
+def signal(job: str, name: str) -> None:
+    """Send a signal to what `srun` has started in a job: KILL to a whole job would cancel it."""
+    found = _ask("squeue", "--steps", "--noheader", f"--jobs={job}", "--format=%i").split()
+    steps = [step for step in found if step.rpartition(".")[2].isdigit()]
+    if not steps:
+        raise SlurmError(f"job {job} runs nothing that could be sent {name}")
+    _ask("scancel", f"--signal={name}", *steps)
+
+
+def kill(job: str) -> None:
+    """End a job and its script at once."""
+    _ask("scancel", "--signal=KILL", "--full", job)
 
 
 def requeue(job: str) -> None:

@@ -25,7 +25,15 @@ from graftwerk.log.summary import summarize
 
 WARNINGS = (
     *("checkpoint_rejected", "image_skipped", "sink_failed"),
-    *("step_skipped", "rollback", "micro_batch", "straggler", "save_failed", "save_waited"),
+    *(
+        "step_skipped",
+        "weights_withheld",
+        "rollback",
+        "micro_batch",
+        "straggler",
+        "save_failed",
+        "save_waited",
+    ),
 )
 MOST_ALIKE = 10
 """Warnings of one kind that are shown; `log.jsonl` has all."""

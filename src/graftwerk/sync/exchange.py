@@ -42,6 +42,8 @@ class Exchange:
     received: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     arrived: bool = False
     """Whether the other one has everything."""
+    refused: bool = False
+    """By this worker, which has nothing to compare with what comes."""
     happens: bool | None = None
 
 
@@ -105,6 +107,16 @@ class Exchanges:
             exchange.published += 1
             self._advance(uid, step, exchange)
 
+    def refuse(self, step: int, uid: int) -> None:
+        """Keep to oneself in `step`, before all pieces are published; the other end hears of it."""
+        with self._mesh.changed:
+            exchange = self._of(uid, step)
+            exchange.refused = True
+            if exchange.happens is None and self._decides(uid):
+                self._settle(uid, step, exchange, happens=False)
+            elif exchange.happens is None:
+                self._say(uid, WITHDRAW, step)
+
     def all_sent(self) -> bool:
         """Whether nobody will look at what was published for closed steps any more."""
         return self._mesh.all_sent()
@@ -112,8 +124,10 @@ class Exchanges:
     def arriving(self, step: int, uid: int) -> Generator[Tensor]:
         """The other worker's pieces in order, as they come; fewer where the exchange fails."""
         for number in range(self._num_pieces):
-            exchange = self._wait(step, uid, lambda exchange, n=number: n in exchange.received)
-            if exchange.happens is False:
+            exchange = self._wait(
+                step, uid, lambda exchange, n=number: exchange.refused or n in exchange.received
+            )
+            if exchange.refused or exchange.happens is False:
                 return
             yield exchange.received[number]
 

@@ -26,7 +26,16 @@ from graftwerk.sync import payload
 from graftwerk.sync.custom import find_topology
 from graftwerk.sync.exchange import GRADIENTS, PARAMETERS, Exchanges
 from graftwerk.sync.node_gradients import NodeGradients
-from graftwerk.sync.replicas import add_, average_, buckets, check_same, copy_done, flattened
+from graftwerk.sync.replicas import (
+    add_,
+    average_,
+    average_finite_,
+    buckets,
+    check_same,
+    copy_done,
+    flattened,
+    is_finite,
+)
 from graftwerk.sync.topology import schedule
 
 if TYPE_CHECKING:
@@ -55,6 +64,8 @@ class Gossip(axes.Sync):
         self._flats: list[Tensor] = []
         self._self_loops = 0
         self._facts: dict[str, float] = {}
+        self._withholds = False
+        self._withheld: str | None = None
 
     # ------------------------------------------------------------ the loop's hooks
 
@@ -131,7 +142,19 @@ class Gossip(axes.Sync):
         for uid, _ in self._weights.values():
             self._exchanges.begin(self._step, uid)
         for number, flat in enumerate(self._flat_copies()):
+            finite = is_finite(flat)
+            self._judge(finite=finite)
+            if not finite:
+                for uid, _ in self._weights.values():
+                    self._exchanges.refuse(self._step, uid)
+                return
             self._publish(number, flat)
+
+    def _judge(self, *, finite: bool) -> None:
+        """Weights that are not finite would spread from replica to replica."""
+        if not finite and not self._withholds:
+            self._withheld = "weights are not finite, and the other replicas don't get them"
+        self._withholds = not finite
 
     def _publish(self, number: int, flat: Tensor) -> None:
         """Send a piece to all peers; where they hear the same, it is encoded once."""
@@ -158,7 +181,7 @@ class Gossip(axes.Sync):
         if self._group is None:
             return
         if self._is_global(self._step):
-            average_(self._parameters, self.mean_)
+            self._judge(finite=average_finite_(self._parameters, self.mean_))
         for slot, (uid, weight) in self._weights.items():
             edge = self._edge(slot)
             differences = [
@@ -257,6 +280,10 @@ class Gossip(axes.Sync):
         and gradients; `self_loops` exchanges that did not come about.
         """
         return self._facts
+
+    def withheld(self) -> str | None:
+        told, self._withheld = self._withheld, None
+        return told
 
     def state_dict(self) -> dict[str, Any]:
         """The exchange under way follows from it: what was sent is a function of x and `edges`."""

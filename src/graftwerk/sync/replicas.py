@@ -70,6 +70,30 @@ def average_(tensors: Sequence[Tensor], mean_: Any) -> None:
             tensor.copy_(part.view_as(tensor))
 
 
+@torch.no_grad()
+def average_finite_(tensors: Sequence[Tensor], mean_: Any) -> bool:
+    """In place, the mean over the workers whose tensors are all finite, on every worker.
+
+    Whether those of this one were.
+    """
+    own = all(map(is_finite, tensors))
+    share = mean_(torch.tensor([float(own)], dtype=torch.float64)).item()
+    if share and not own:
+        for tensor in tensors:
+            tensor.zero_()
+    average_(tensors, mean_)
+    if 0 < share < 1:
+        for tensor in tensors:
+            tensor.div_(share)
+    return own
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all elements are, and their sum too, which is quicker to tell."""
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    return bool(tensor.detach().sum(dtype=wide).isfinite())
+
+
 def check_same(group: Group, model: nn.Module) -> None:
     """Refuse, on all ranks, models whose parameters differ in name, order, shape or type."""
     tensors = [*model.named_parameters(), *model.named_buffers()]

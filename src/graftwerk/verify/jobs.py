@@ -162,8 +162,7 @@ def step_killed(scene: Scene[Jobs]) -> str | None:
 
 def job_killed(scene: Scene[Jobs]) -> str | None:
     """The batch script too, so that Slurm ends the job for good."""
-    act = partial(slurm.signal, name="KILL", everything=True)
-    return _struck(scene, act, "SIGKILL to the whole job")
+    return _struck(scene, slurm.kill, "SIGKILL to the whole job")
 
 
 def signalled(scene: Scene[Jobs]) -> str | None:
