@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from graftwerk.cli import main
 from graftwerk.errors import ConfigError
 from graftwerk.grid import grid, together
 from graftwerk.launch.sweep import Sweep
 from graftwerk.recipes import find_pipeline
 from graftwerk.run import Run
 from graftwerk.sparsity.config import Dst
-from running import graftwerk
+from running import PYTHON
 
 GRID = """
 from doubles import tiny
@@ -108,14 +109,18 @@ def test_runs_at_the_start_stop_after_the_first_update() -> None:
         assert len(run.sparsity.compare) == 5
 
 
-def test_a_pool_trains_what_is_not_finished(tmp_path: Path) -> None:
-    (tmp_path / "lots.py").write_text(GRID)
+def test_a_pool_trains_what_is_not_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in {**PYTHON, "OMP_NUM_THREADS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    Path("lots.py").write_text(GRID)
     words = ["run", "lots.py", "--jobs", "2", "log.folder=runs"]
-    done = graftwerk(*words, cwd=tmp_path, OMP_NUM_THREADS="1")
-    assert done.returncode == 0, done.stderr
-    assert "2 runs, 0 finished" in done.stdout
-    again = graftwerk(*words, cwd=tmp_path)
-    assert "2 runs, 2 finished" in again.stdout
+    assert main(words) == 0
+    assert "2 runs, 0 finished" in capfd.readouterr().out
+    assert main(words) == 0
+    assert "2 runs, 2 finished" in capfd.readouterr().out
     (sweep,) = (tmp_path / "runs/sweeps").glob("lots-*")
     found = Sweep.open(sweep).statuses({}).values()
     assert [(one.state, one.attempts) for one in found] == [("finished", 1)] * 2

@@ -9,9 +9,10 @@ import timm
 import torch
 
 import doubles
+from graftwerk.cli import main
 from graftwerk.errors import ConfigError
 from graftwerk.inference import SparseLinear, load
-from running import configured, graftwerk, train_here
+from running import configured, train_here
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +24,17 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run.folder
 
 
-def test_both_exports_are_the_same_network(run_folder: Path, tmp_path: Path) -> None:
+def test_both_exports_are_the_same_network(
+    run_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
     for form in ("timm", "compact"):
-        words = ["export", str(run_folder), "--to", form, "--format", form]
-        done = graftwerk(*words, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+        assert main(["export", str(run_folder), "--to", form, "--format", form]) == 0
     dense, compact = tmp_path / "timm", tmp_path / "compact"
-    assert "inference.load('compact')" in done.stdout
+    assert "inference.load('compact')" in capfd.readouterr().out
     assert 'load("compact")' in (compact / "README.md").read_text()
     sizes = [next(f.glob("*.safetensors")).stat().st_size for f in (dense, compact)]
     assert sizes[1] < 0.3 * sizes[0]
