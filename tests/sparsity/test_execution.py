@@ -203,6 +203,13 @@ def test_auto_says_what_it_chose_and_why(seed: int) -> None:
     assert trained("csr", seed=seed, steps=0, exclude=["0"])[0].notes() == []
 
 
+def test_auto_is_masked_where_the_optimizer_sees_matrices(seed: int) -> None:
+    masked, _ = trained("masked", seed=seed, optim="lamb")
+    auto, _ = trained("auto", seed=seed, optim="lamb")
+    assert auto.notes() == ["all layers: masked (Lamb needs whole matrices)"]
+    same_network(masked, auto)
+
+
 def test_a_form_that_the_device_lacks_is_replaced_by_the_dense_one(seed: int) -> None:
     keys: dict[str, Any] = {"structure": "2:4", "density": 0.5, "exclude": ["0"]}
     sparsity, _ = trained("auto", seed=seed, steps=2, **keys)

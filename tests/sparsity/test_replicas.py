@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from graftwerk import axes
 from graftwerk.axes import Batch, Step, World
 from graftwerk.config import load
+from graftwerk.errors import ConfigError
 from graftwerk.objectives.supervised import Supervised
 from graftwerk.optim.config import Optim
 from graftwerk.optim.optimizers import build_optimizer
@@ -21,14 +22,16 @@ from workers import gossip, numbers, together
 RANKS, EVERY = 4, 2
 
 
-def trained(sync: axes.Sync, objective: Supervised, rank: int, seed: int, steps: int) -> Any:
+def trained(
+    sync: axes.Sync, objective: Supervised, rank: int, seed: int, steps: int, **keys: Any
+) -> Any:
     """As the loop trains, on images of the rank's own."""
     optimizer = build_optimizer(objective, Optim(name="sgd"), 0.05)
     batches = [
         Batch(numbers(seed + 100 * rank + i, 8, 12), torch.arange(8) % 4, torch.arange(8))
         for i in range(steps)
     ]
-    tree = {"kind": "dst", "every": EVERY, "density": 0.3, "prune": "snip"}
+    tree = {"kind": "dst", "every": EVERY, "density": 0.3, "prune": "snip"} | keys
     sparsity: Any = load(Sparsity, tree).build()
     sparsity.attach(objective, optimizer, sync, batches[0], seed=seed, total_steps=100)
     sparsity.first = [layer.mask.clone() for layer in sparsity.layers]
@@ -78,6 +81,22 @@ def test_four_replicas_that_differ_have_the_same_masks(seed: int) -> None:
             assert torch.equal(mask, other_mask)
             assert not torch.equal(weight, other_weight)
             assert not other_weight[~mask].any()
+
+
+def test_products_without_gradients_to_average_are_for_one_process(seed: int) -> None:
+    def work(world: World) -> set[str]:
+        objective = network(seed)
+        sync = gossip(world, objective, topology="ring")
+        with pytest.raises(ConfigError, match="'csr' works in one process"):
+            trained(sync, objective, world.rank, seed, steps=1, execution="csr")
+        objective = network(seed)
+        sync = gossip(world, objective, topology="ring")
+        sparsity = trained(sync, objective, world.rank, seed, steps=2, execution="auto")
+        with sync.averaged(objective.net):
+            pass
+        return {execution.form for execution in sparsity.executions}
+
+    assert together(2, work) == [{"dense"}] * 2
 
 
 class Counting(axes.Sync):

@@ -24,9 +24,13 @@ ELEMENTWISE = {
 """Classes of torch and timm that do to a weight what depends on its own history alone."""
 
 
+def elementwise(optimizer: torch.optim.Optimizer) -> bool:
+    return type(optimizer).__name__ in ELEMENTWISE
+
+
 def check(optimizer: torch.optim.Optimizer, execution: str) -> None:
     kind = type(optimizer).__name__
-    if kind not in ELEMENTWISE:
+    if not elementwise(optimizer):
         raise ConfigError(
             [
                 f"sparsity.execution: {execution!r} hands the optimizer vectors of weights, and "

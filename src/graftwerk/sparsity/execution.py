@@ -42,8 +42,9 @@ class Execution:
     weights that don't exist yet.
     """
 
-    def __init__(self, module: nn.Linear, compact: Compact) -> None:
+    def __init__(self, module: nn.Linear, compact: Compact, sync: Sync) -> None:
         self.module, self.compact = module, compact
+        self._sync = sync
         self.form = "dense"
         self.times: dict[str, float] = {}
         """Seconds of a forward and backward pass by form, of those that were measured."""
@@ -53,10 +54,10 @@ class Execution:
 
     @property
     def forms(self) -> list[str]:
-        """Those that the layer can take on its device."""
-        forms, layer = ["dense", "csr"], self.compact.layer
-        if isinstance(layer.structure, Block):
-            forms.append("bsr")
+        """Those that the layer can take on its device, among as many processes."""
+        forms, layer = ["dense"], self.compact.layer
+        if alone(self._sync):
+            forms += VALUES_ALONE if isinstance(layer.structure, Block) else ["csr"]
         if layer.structure == NofM(2, 4) and semi_structured_problem(layer) is None:
             forms.append("semi_structured")
         return forms
@@ -83,11 +84,15 @@ class Execution:
 
     def fastest(self, rows: int) -> str:
         """The form whose forward and backward pass take the least time on so many inputs, in the
-        precision that autocast has now."""
+        precision that autocast has now, on average over ranks."""
         weight = self.module.weight
         x_ni = torch.randn(rows, self.module.in_features, device=weight.device, dtype=weight.dtype)
         forms = [form for form in self.forms if form != "semi_structured" or _halves(x_ni)]
-        self.times = {form: self._time(form, x_ni.requires_grad_()) for form in forms}
+        if len(forms) == 1:
+            return forms[0]
+        times = [self._time(form, x_ni.requires_grad_()) for form in forms]
+        mean = self._sync.mean_(torch.tensor(times, device=weight.device)).tolist()
+        self.times = dict(zip(forms, mean, strict=True))
         return min(self.times, key=lambda form: self.times[form])
 
     def _time(self, form: str, x_ni: Tensor) -> float:
@@ -143,12 +148,12 @@ def _halves(x: Tensor) -> bool:
 
 
 def executions(
-    net: nn.Module, compact: list[Compact], positions: Mapping[str, int]
+    net: nn.Module, compact: list[Compact], sync: Sync, positions: Mapping[str, int]
 ) -> list[Execution]:
     """Of the linear layers; others stay dense with zeros, and so do those whose weights the network
     reads past their forward pass, which therefore have no positions."""
     found = [(net.get_submodule(c.layer.name), c) for c in compact if c.layer.name in positions]
-    return [Execution(module, c) for module, c in found if type(module) is nn.Linear]
+    return [Execution(module, c, sync) for module, c in found if type(module) is nn.Linear]
 
 
 def alone(sync: Sync) -> bool:
@@ -189,14 +194,14 @@ def check_semi_structured(found: list[Execution]) -> None:
         raise ConfigError([f"sparsity.execution: 'semi_structured' {line}" for line in lines])
 
 
-def check_alone(wanted: str, found: list[Execution], sync: Sync) -> None:
+def check_values_alone(wanted: str, found: list[Execution], sync: Sync) -> None:
     """Gradients of sparse matrices exist in no tensor that replicas could average."""
     problems: list[str] = []
     if not alone(sync):
         problems.append(
             f"sparsity.execution: {wanted!r} works in one process; use 'compact' or 'masked'"
         )
-    if not found and wanted != "auto":
+    if not found:
         problems.append(
             f"sparsity.execution: {wanted!r} is for linear layers, and none is sparse here; use "
             "'compact'"

@@ -11,13 +11,13 @@ from graftwerk import axes
 from graftwerk.axes import Batch, Objective, Step, Sync
 from graftwerk.errors import CheckpointError, ConfigError
 from graftwerk.sparsity import flops
-from graftwerk.sparsity.compact import Compact, check
+from graftwerk.sparsity.compact import Compact, check, elementwise
 from graftwerk.sparsity.config import Static
 from graftwerk.sparsity.execution import (
     Execution,
     alone,
-    check_alone,
     check_semi_structured,
+    check_values_alone,
     executions,
 )
 from graftwerk.sparsity.initialise import initialise
@@ -78,6 +78,8 @@ class StaticSparsity(axes.Sparsity):
         is not there is measured on `rows` images.
         """
         wanted = self.config.execution
+        if wanted == "auto" and not elementwise(self._optimizer):
+            wanted = "masked"
         if wanted == "masked":
             for layer in self.layers:
                 layer.factor = layer.mask.to(layer.weight.dtype)
@@ -89,11 +91,11 @@ class StaticSparsity(axes.Sparsity):
         self._see_all_gradients(False)
 
     def _choose_forms(self, wanted: str, forms: dict[str, str], rows: int) -> None:
-        self.executions = executions(self._objective.net, self.compact, self.positions)
+        self.executions = executions(self._objective.net, self.compact, self._sync, self.positions)
         if wanted == "semi_structured":
             check_semi_structured(self.executions)
-        else:
-            check_alone(wanted, self.executions, self._sync)
+        elif wanted != "auto":
+            check_values_alone(wanted, self.executions, self._sync)
         for execution in self.executions:
             name = execution.compact.layer.name
             form = forms.get(name, wanted)
@@ -185,6 +187,8 @@ class StaticSparsity(axes.Sparsity):
 
     def notes(self) -> list[str]:
         """The form of each layer where it was chosen now, and by which times."""
+        if self.config.execution == "auto" and not self.compact:
+            return [f"all layers: masked ({type(self._optimizer).__name__} needs whole matrices)"]
         return [str(execution) for execution in self.executions if execution.times]
 
     def state_dict(self) -> dict[str, Any]:
