@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing as mp
 import os
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +21,11 @@ from graftwerk import runfolder
 from graftwerk.axes import World
 from graftwerk.checkpoint import Checkpoints
 from graftwerk.config import override
+from graftwerk.launch.local import environment, free_port
 from graftwerk.run import Run
 from graftwerk.train import train
 from graftwerk.verify import compare
+from graftwerk.verify.attempt import PRELOADED
 
 HERE = Path(__file__).parent
 TINY = f"{HERE / 'doubles.py'}:tiny"
@@ -52,6 +58,53 @@ def configured(run: Run, folder: Path, **keys: Any) -> Run:
 
 def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "graftwerk", *words]
+
+
+class Forked:
+    """``graftwerk *words`` as `ranks` processes, forked from one that has imported: at once there.
+
+    No launcher looks after them. What they say goes to `out`.
+    """
+
+    def __init__(self, *words: str, out: Path, ranks: int = 1) -> None:
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload([*PRELOADED, "doubles"])
+        shared = environment(ranks, free_port()) if ranks > 1 else {}
+        self.ranks: list[BaseProcess] = []
+        for rank in range(ranks):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
+            target = partial(_typed, list(words), out, PYTHON | shared | own)
+            self.ranks.append(context.Process(target=target))
+            self.ranks[-1].start()
+
+    def poll(self) -> int | None:
+        """The largest exit code; None while a rank runs."""
+        codes = [rank.exitcode for rank in self.ranks]
+        return None if None in codes else max(code for code in codes if code is not None)
+
+    def wait(self) -> int:
+        for rank in self.ranks:
+            rank.join()
+        code = self.poll()
+        assert code is not None
+        return code
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """To every rank; SIGKILL to their loaders, too."""
+        send = os.killpg if number == signal.SIGKILL else os.kill
+        for rank in self.ranks:
+            if rank.exitcode is None and rank.pid is not None:
+                send(rank.pid, number)
+
+
+def _typed(words: list[str], out: Path, env: dict[str, str]) -> None:
+    os.setsid()
+    os.environ |= env
+    with out.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = ["graftwerk", *words]
+    runpy.run_module("graftwerk", run_name="__main__")
 
 
 def graftwerk(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:

@@ -5,29 +5,23 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from running import PYTHON, TINY, command, differences, graftwerk, newest_state, only_run, records
+from running import TINY, Forked, differences, newest_state, only_run, records
 
 WITH_STATE_EVERYWHERE = ["sync=anchor", "sparsity=halving", "objective=decoded", "augment.mixup=0"]
 
 
-def start(words: list[str], folder: Path) -> subprocess.Popen[bytes]:
-    log = (folder.parent / f"{folder.name}.out").open("ab")
-    return subprocess.Popen(
-        command("run", TINY, *words, f"log.folder={folder}"),
-        env=os.environ | PYTHON,
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-    )
+def start(words: list[str], folder: Path) -> Forked:
+    ranks = 2 if "processes=2" in words else 1
+    out = folder.parent / f"{folder.name}.out"
+    return Forked("run", TINY, *words, f"log.folder={folder}", out=out, ranks=ranks)
 
 
-def wait_for_checkpoint(folder: Path, process: subprocess.Popen[bytes], after: int = 0) -> None:
+def wait_for_checkpoint(folder: Path, process: Forked, after: int = 0) -> None:
     """Until a checkpoint of more than `after` steps is there, or the run has ended."""
     while process.poll() is None:
         found = [int(path.name[5:]) for path in folder.glob("*/checkpoints/step-*")]
@@ -44,7 +38,7 @@ def train_with_kills(words: list[str], folder: Path, *, kills: int, rng: random.
         wait_for_checkpoint(folder, process, after=reached)
         time.sleep(rng.uniform(0, 0.3))
         hits += process.poll() is None
-        os.killpg(process.pid, signal.SIGKILL)
+        process.send_signal(signal.SIGKILL)
         process.wait()
         reached = newest_state(only_run(folder))[0]
     last = start(words, folder)
@@ -58,7 +52,9 @@ def train_with_kills(words: list[str], folder: Path, *, kills: int, rng: random.
         pytest.param([], id="supervised"),
         pytest.param(WITH_STATE_EVERYWHERE, id="every-axis-with-state"),
         pytest.param(["processes=2", "batch.micro=16"], id="two-processes"),
-        pytest.param(["precision=fp16", "data.workers=2"], id="fp16-loader-processes"),
+        pytest.param(
+            ["precision=fp16", "data.workers=1", "evaluate.every=1000"], id="fp16-loader-process"
+        ),
         pytest.param(["processes=2", "sync=gossip", "sync.payload=int8"], id="gossip"),
     ],
 )
@@ -113,7 +109,7 @@ def test_signal_stops_all_ranks_at_the_same_step(tmp_path: Path) -> None:
     while not list(folder.glob("*/log.jsonl")) or not records(only_run(folder), "train"):
         assert process.poll() is None, (tmp_path / "runs.out").read_text()
         time.sleep(0.05)
-    process.terminate()
+    process.send_signal(signal.SIGTERM)
     assert process.wait() == 75
     run = only_run(folder)
     steps = {newest_state(run, rank)[1]["parts"]["sync"]["mixed"] for rank in (0, 1)}
@@ -121,30 +117,26 @@ def test_signal_stops_all_ranks_at_the_same_step(tmp_path: Path) -> None:
 
 
 def test_finished_run_says_so_and_never_keeps_the_old_one(tmp_path: Path) -> None:
-    words = ["run", TINY, "steps=2", "log.folder=runs"]
-    assert graftwerk(*words, cwd=tmp_path).returncode == 0
-    folder = only_run(tmp_path / "runs")
+    words, runs, out = ["steps=2", "evaluate.every=1000"], tmp_path / "runs", tmp_path / "runs.out"
+    assert start(words, runs).wait() == 0, out.read_text()
+    folder = only_run(runs)
     before = (folder / "log.jsonl").read_bytes()
-    again = graftwerk(*words, cwd=tmp_path)
-    assert again.returncode == 0
-    assert f"{folder.relative_to(tmp_path)} is finished" in again.stdout
+    assert start(words, runs).wait() == 0, out.read_text()
+    assert f"{folder} is finished" in out.read_text()
     assert (folder / "log.jsonl").read_bytes() == before
-    anew = graftwerk(*words, "resume=never", cwd=tmp_path)
-    assert anew.returncode == 0, anew.stderr
+    assert start([*words, "resume=never"], runs).wait() == 0, out.read_text()
     assert (tmp_path / "runs" / f"{folder.name}.old1" / "log.jsonl").read_bytes() == before
 
 
 def test_damaged_newest_checkpoint_is_named_and_the_one_before_used(tmp_path: Path) -> None:
-    words = ["run", TINY, "log.folder=runs"]
     process = start(["log.every=1"], tmp_path / "runs")
     wait_for_checkpoint(tmp_path / "runs", process, after=3)
-    process.kill()
+    process.send_signal(signal.SIGKILL)
     process.wait()
     folder = only_run(tmp_path / "runs")
     newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
     os.truncate(newest / "rank0.pt", 1000)
-    done = graftwerk(*words, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert start(["log.every=1"], tmp_path / "runs").wait() == 0
     (event,) = (r for r in records(folder, "event") if r["event"] == "checkpoint_rejected")
     assert newest.name in event["reason"]
-    assert newest.name in done.stdout + done.stderr
+    assert newest.name in (tmp_path / "runs.out").read_text()
