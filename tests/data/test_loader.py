@@ -139,6 +139,32 @@ def test_an_image_is_augmented_anew_in_every_epoch_and_repeat(images: Source):
     assert all(map(torch.equal, tensors, again))
 
 
+def test_repeated_augmentation_gives_every_image_in_different_crops(images: Source):
+    """Hoffer et al. 2020: each of a batch's images `repeats` times; on one process as on three."""
+    order = Order(len(images), 6, seed=5, repeats=3)
+    alone = [(i, x) for b in train(images, order, total_steps=3) for i, x in _rows(b)]
+    assert [i for i, _ in alone] == [
+        i for i in dict.fromkeys(i for i, _ in alone) for _ in range(3)
+    ]
+    assert len({i for i, _ in alone}) == 6
+    assert len({x.numpy().tobytes() for _, x in alone}) == len(alone)
+    shares = [
+        [_rows(b) for b in train(images, order, rank=rank, world_size=3, micro=2, total_steps=3)]
+        for rank in range(3)
+    ]
+    for step, batches in enumerate(zip(*shares, strict=True)):
+        for batch in batches:
+            assert len({i for i, _ in batch}) == 2
+        together = [row for rows in zip(*batches, strict=True) for row in rows]
+        for (i, x), (j, y) in zip(together, alone[6 * step :], strict=False):
+            assert i == j
+            assert torch.equal(x, y)
+
+
+def _rows(batch: Batch) -> list[tuple[int, torch.Tensor]]:
+    return list(zip(batch.indices.tolist(), batch.images_nchw, strict=True))
+
+
 def test_images_taken_in_turns_are_those_taken_one_by_one(images: Source):
     damage(images, 3, 4, 17)
     augment = Augment(size=16, decode="fast", interpolation="random")
