@@ -28,6 +28,15 @@ class Erased(NamedTuple):
     """float32, all boxes' values one after the other, each [c, rows, columns]."""
 
 
+class Encoded(NamedTuple):
+    """Images as in their files, and the crops that the device is to decode of them."""
+
+    data: Tensor
+    """The bytes of all, one image after another."""
+    crops_n6: Tensor
+    """(bytes, top, left, height, width, 1 if mirrored) of each."""
+
+
 class Batch(NamedTuple):
     """A micro-batch. Targets are class numbers [n], or probabilities [n, k] after mixing.
 
@@ -42,6 +51,8 @@ class Batch(NamedTuple):
     """A sentence for each image that could not be read, naming the file."""
     erased: Erased | None = None
     """What is still to be erased; None where nothing is, or all was."""
+    encoded: Encoded | None = None
+    """The images, where they are still to be decoded; `images_nchw` is empty then."""
 
 
 class Output(NamedTuple):

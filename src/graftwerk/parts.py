@@ -14,6 +14,7 @@ from graftwerk.algorithms import check_execution, check_whole, choose_algorithms
 from graftwerk.amendments import Amendments
 from graftwerk.axes import Batch, Objective, Sparsity, Step, Sync, World
 from graftwerk.data.agreement import check_same_images
+from graftwerk.data.dali import decoder
 from graftwerk.data.finish import Finish
 from graftwerk.data.loader import default_workers, eval_batches, train_batches
 from graftwerk.data.mix import build_mix, check_mix
@@ -340,6 +341,7 @@ def build(run: Run, world: World, amended: Amendments | None = None) -> Parts:
             world.device,
             torch.channels_last if run.channels_last else torch.contiguous_format,
             build_mix(run.augment, len(splits.classes), getattr(run.objective, "smoothing", 0.0)),
+            decoder(run.augment, world.device),
         ),
         load_report=load_report,
     )

@@ -281,8 +281,9 @@ class Augment(Node):
     """`pad` enlarges by `padding` pixels on each side and cuts a random window."""
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    decode: Literal["exact", "fast"] = "exact"
-    """`fast`: JPEG files decoded for the random resized crop by libjpeg-turbo, not by Pillow."""
+    decode: Literal["exact", "fast", "dali"] = "exact"
+    """`fast`: JPEG files decoded for the random resized crop by libjpeg-turbo, not by Pillow;
+    `dali`: on the device, by NVIDIA DALI."""
     padding: int = Field(default=4, ge=0)
     padding_mode: Literal["zero", "reflect"] = "zero"
     interpolation: Interpolation = "bicubic"

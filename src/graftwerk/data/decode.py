@@ -37,6 +37,15 @@ def decode(raw: bytes | Image.Image, mode: Mode) -> Image.Image:
         raise DataError(f"is no readable image ({_reason(error)})") from None
 
 
+def height_width(raw: bytes) -> tuple[int, int]:
+    """Of an encoded image, by its header. Raises `DataError` where there is none."""
+    try:
+        width, height = Image.open(BytesIO(raw)).size
+    except Exception as error:  # Pillow's readers raise all sorts of exceptions on broken files
+        raise DataError(f"is no readable image ({_reason(error)})") from None
+    return height, width
+
+
 def _to_8_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:

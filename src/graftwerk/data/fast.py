@@ -57,12 +57,11 @@ class DecodedCrop:
 
     def steps(self, raw: bytes | Image.Image) -> Steps[Tensor | Image.Image]:
         """Drawing the crop, decoding, resizing; the first step draws all random numbers."""
-        mirrored = self.hflip > 0 and torch.rand(1).item() < self.hflip
+        mirrored = self.draw_mirrored()
         stored = stored_as(raw) if self.mode == "rgb" and isinstance(raw, bytes) else None
         if stored is None:
             return _mirrored(self.crop(decode(raw, self.mode)), mirrored)
-        nothing = torch.empty((stored.height, stored.width), device="meta")
-        box = self.get_params(nothing, self.scale, self.ratio)
+        box = self.draw_box(stored.height, stored.width)
         mode = self.interpolation
         if mode == "random":
             mode = random.choice(("bilinear", "bicubic"))
@@ -79,6 +78,14 @@ class DecodedCrop:
         image = Image.fromarray(pixels)
         resampling = Image.Resampling[mode.upper()]
         return _mirrored(image.resize(self.size[::-1], resampling), mirrored)
+
+    def draw_mirrored(self) -> bool:
+        return self.hflip > 0 and torch.rand(1).item() < self.hflip
+
+    def draw_box(self, height: int, width: int) -> Box:
+        """In an image of that size."""
+        nothing = torch.empty((height, width), device="meta")
+        return self.get_params(nothing, self.scale, self.ratio)
 
     def _factor(self, height: int, width: int) -> int:
         """By how much decoding may shrink the image without the crop falling below `size`."""

@@ -7,10 +7,12 @@ and of timm's RandomErasing, wherever it runs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from graftwerk.axes import Batch, Erased
+from graftwerk.axes import Batch, Encoded, Erased
 from graftwerk.data.config import Data
 from graftwerk.data.mix import Mix
 
@@ -27,14 +29,19 @@ class Finish:
         device: torch.device,
         layout: torch.memory_format = torch.contiguous_format,
         mix: Mix | None = None,
+        decoder: Callable[[Encoded], Tensor] | None = None,
     ) -> None:
-        self.layout, self.device, self.mix = layout, device, mix
+        """`decoder`: of batches that come encoded, to uint8 [n, c, h, w]."""
+        self.layout, self.device, self.mix, self.decoder = layout, device, mix, decoder
         self.mean_c11, self.std_c11 = (
             torch.tensor(values, device=device).view(-1, 1, 1) for values in (data.mean, data.std)
         )
 
     def __call__(self, batch: Batch, *, mixed: bool = False) -> Batch:
         """`mixed`: with Mixup and CutMix, where there are any."""
+        if batch.encoded is not None:
+            assert self.decoder is not None
+            batch = batch._replace(images_nchw=self.decoder(batch.encoded), encoded=None)
         images_nchw = batch.images_nchw.to(
             self.device, non_blocking=True, memory_format=self.layout
         )

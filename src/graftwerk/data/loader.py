@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from graftwerk.axes import Batch, Erased
+from graftwerk.axes import Batch, Encoded, Erased
 from graftwerk.data.order import Key, Order
 from graftwerk.data.source import Source
 from graftwerk.data.transforms import Cropped, Pixels, Transform
@@ -214,6 +214,18 @@ def collate(samples: list[Sample]) -> Batch:
         nothing = torch.empty(0, dtype=torch.int64)
         return Batch(torch.empty(0), nothing, nothing, problems)
     pixels, targets, positions = zip(*read, strict=True)
+    if pixels[0].crop is not None:
+        return Batch(
+            torch.empty(0),
+            torch.tensor(targets),
+            torch.tensor(positions),
+            problems,
+            _erased(pixels),
+            Encoded(
+                torch.cat([p.image_chw for p in pixels]),
+                torch.tensor([(len(p.image_chw), *p.crop) for p in pixels]),
+            ),
+        )
     # Decoders write an image's channels side by side: so it is copied fastest.
     images_nhwc: Tensor = default_collate([p.image_chw.permute(1, 2, 0) for p in pixels])
     return Batch(

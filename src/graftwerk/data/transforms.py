@@ -28,11 +28,11 @@ from torchvision.transforms import (
 from torchvision.transforms.functional import get_image_size, pil_to_tensor, to_pil_image
 
 from graftwerk.data.config import Augment, Data, Interpolation, Mode, Size, Table
-from graftwerk.data.decode import decode
+from graftwerk.data.decode import decode, height_width
 from graftwerk.data.fast import DecodedCrop
 from graftwerk.data.source import Raw
 from graftwerk.data.turns import Steps, at_once
-from graftwerk.errors import ConfigError
+from graftwerk.errors import ConfigError, DataError
 
 
 class Patch(NamedTuple):
@@ -49,6 +49,9 @@ class Pixels(NamedTuple):
     image_chw: Tensor
     patches: tuple[Patch, ...] = ()
     """What random erasing puts over the normalised image, in this order."""
+    crop: tuple[int, int, int, int, bool] | None = None
+    """(top, left, height, width, mirrored) of what the device is to decode; then `image_chw` holds
+    the bytes of a file [n]."""
 
 
 Transform = Callable[[Raw], Pixels]
@@ -76,6 +79,18 @@ def train_transform(augment: Augment, data: Data) -> Transform:
     """
     if isinstance(data, Table):
         return _row
+    if augment.decode == "dali" and (
+        augment.policy
+        or augment.color_jitter
+        or augment.vflip
+        or augment.interpolation not in ("bilinear", "bicubic")
+    ):
+        raise ConfigError(
+            [
+                "augment.decode: 'dali' crops, mirrors and resizes (bilinear or bicubic); "
+                "augment.policy, color_jitter and vflip need 'fast' or 'exact'"
+            ]
+        )
     warping: Interpolation = (  # Pillow rotates and shears without Lanczos
         "bicubic" if augment.interpolation == "lanczos" else augment.interpolation
     )
@@ -83,7 +98,7 @@ def train_transform(augment: Augment, data: Data) -> Transform:
         augment.height_width,
         scale=augment.scale,
         ratio=augment.ratio,
-        hflip=0.0 if augment.decode == "fast" else augment.hflip,
+        hflip=augment.hflip if augment.decode == "exact" else 0.0,
         vflip=augment.vflip,
         color_jitter=augment.color_jitter or None,  # pyright: ignore[reportArgumentType]
         auto_augment=_timm_policy(augment),
@@ -100,9 +115,14 @@ def train_transform(augment: Augment, data: Data) -> Transform:
         *crop_and_flip.transforms[1:],
         *([as_image, *colours] if colours else []),
     ]
-    if not augment.erase and len(stages) == 1 and isinstance(stages[0], DecodedCrop):
-        return Cropped(stages[0])
-    return Trained(Compose(stages), erasing(augment) if augment.erase else None)
+    crop, *others = stages
+    erase = erasing(augment) if augment.erase else None
+    if isinstance(crop, DecodedCrop) and not others:
+        if augment.decode == "dali":
+            return Undecoded(crop, augment.height_width, erase)
+        if erase is None:
+            return Cropped(crop)
+    return Trained(Compose(stages), erase)
 
 
 @dataclass(frozen=True)
@@ -133,6 +153,26 @@ class Trained:
         canvas = Canvas(image_chw)
         self.erasing(canvas)
         return Pixels(image_chw, tuple(canvas.patches))
+
+
+@dataclass(frozen=True)
+class Undecoded:
+    """Files as they are, with the crop and the boxes to erase that were drawn for them."""
+
+    crop: DecodedCrop
+    size: tuple[int, int]
+    erasing: RandomErasing | None
+
+    def __call__(self, raw: Raw) -> Pixels:
+        if not isinstance(raw, bytes):
+            raise DataError("is not encoded; augment.decode=dali decodes files")
+        mirrored = self.crop.draw_mirrored()
+        box = self.crop.draw_box(*height_width(raw))
+        canvas = Canvas(torch.empty((3, *self.size), device="meta"))
+        if self.erasing is not None:
+            self.erasing(canvas)
+        data = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+        return Pixels(data, tuple(canvas.patches), (*box, mirrored))
 
 
 def erasing(augment: Augment) -> RandomErasing:
@@ -224,7 +264,10 @@ def _decode_and_crop(augment: Augment, mode: Mode) -> list[Callable[[Any], Any]]
         return [partial(decode, mode=mode), *_crop(augment)]
     if augment.crop != "random_resized":
         raise ConfigError(
-            [f"augment.decode: 'fast' decodes for random_resized crops, not {augment.crop!r} ones"]
+            [
+                f"augment.decode: {augment.decode!r} decodes for random_resized crops, "
+                f"not {augment.crop!r} ones"
+            ]
         )
     (crop,) = _crop(augment)
     return [DecodedCrop(augment, mode, cast(RandomResizedCropAndInterpolation, crop))]
