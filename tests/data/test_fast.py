@@ -12,6 +12,7 @@ from torch import Tensor
 from finished import trained
 from graftwerk.data.config import Augment, Folder
 from graftwerk.data.loader import seed_generators
+from graftwerk.data.pack import Recode, recoded
 from graftwerk.data.transforms import train_transform
 from graftwerk.errors import ConfigError, DataError
 
@@ -111,6 +112,22 @@ def test_a_damaged_file_is_refused_like_by_pillow(rng: np.random.Generator):
     raw = photograph(rng, 90, 80)
     with pytest.raises(DataError, match="is no readable image"):
         transformed(raw[: len(raw) // 2], 3, "fast")
+
+
+def test_random_damage_is_refused_or_decoded_but_never_anything_else(rng: np.random.Generator):
+    whole, _ = recoded(photograph(rng, 320, 330), Recode(encode="jpeg"))
+    transform = train_transform(Augment(size=24, decode="fast"), DATA)
+    refused = 0
+    for key in range(150):
+        raw = bytearray(whole)
+        for place in rng.integers(0, (700, len(raw))[key % 2], 2):
+            raw[place] = rng.integers(256)
+        seed_generators(key)
+        try:
+            assert transform(bytes(raw)).image_chw.shape == (3, 24, 24)
+        except DataError:
+            refused += 1
+    assert 0 < refused < 150
 
 
 def test_only_random_resized_crops_are_decoded_fast():

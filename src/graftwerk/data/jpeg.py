@@ -142,7 +142,7 @@ def _marks(raw: bytes, data_at: int, segments: int) -> np.ndarray | None:
     (places,) = (data[:-1] == 0xFF).nonzero()
     kinds = data[places + 1]
     marked = kinds.nonzero()[0][:segments]  # 0 follows where 0xFF is data
-    if kinds[marked].tobytes() != _kinds(segments).tobytes():
+    if len(marked) < segments or kinds[marked].tobytes() != _kinds(segments).tobytes():
         return None
     marks = np.empty(segments + 1, np.int64)
     marks[0] = data_at - 2
