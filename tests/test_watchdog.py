@@ -26,7 +26,7 @@ from graftwerk.board import Board
 from graftwerk.log.summary import summarize
 from graftwerk.pace import TIMES, WINDOW, Pace, Stragglers, slow_ranks
 from graftwerk.signals import StoppedError, last_moment
-from running import PYTHON, TINY, command, newest_state, only_run, records, train_here
+from running import PYTHON, TINY, Forked, command, newest_state, only_run, records, train_here
 
 # ---------------------------------------------------------------- start
 
@@ -198,7 +198,7 @@ def test_rank_0_hears_of_stragglers_from_the_board() -> None:
 
 
 def until(there: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not there():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -242,10 +242,13 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    while len(list(folder.glob("*/checkpoints/step-*"))) < 2:
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.05)
+    until(lambda: trains(folder) or process.poll() is not None)
+    assert process.poll() is None, process.communicate()[0]
     return process
+
+
+def trains(folder: Path) -> bool:
+    return len(list(folder.glob("*/checkpoints/step-*"))) == 2
 
 
 def worker(process: subprocess.Popen[str], rank: int) -> psutil.Process:
@@ -255,20 +258,27 @@ def worker(process: subprocess.Popen[str], rank: int) -> psutil.Process:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_stopped_rank_is_named_and_the_run_ends_to_go_on(tmp_path: Path, rank: int) -> None:
-    process = start(tmp_path)
-    worker(process, rank).send_signal(signal.SIGSTOP)
-    said, _ = process.communicate(timeout=600)
-    assert process.returncode == 75, said
+    folder, out = tmp_path / "runs", tmp_path / "out"
+    process = Forked("run", TINY, *WORDS, f"log.folder={folder}", out=out, ranks=2)
+    until(lambda: trains(folder) or process.poll() is not None)
+    assert process.poll() is None, out.read_text()
+    stopped, left = process.ranks[rank], process.ranks[1 - rank]
+    assert stopped.pid is not None
+    os.kill(stopped.pid, signal.SIGSTOP)
+    left.join()
+    stopped.kill()
+    said = out.read_text()
+    assert left.exitcode == 75, said
     other, host = 1 - rank, socket.gethostname()
     assert f"rank {other} on {host}, after step" in said
     assert "nothing has moved for" in said
     # Rank 0 holds the store here, which then is what does not answer.
     wrong = "the store does not answer" if rank == 0 else f"no answer from rank 1 on {host}"
     assert wrong in said
-    stacks = (only_run(tmp_path) / "stacks" / f"rank-{other}.txt").read_text()
+    stacks = (only_run(folder) / "stacks" / f"rank-{other}.txt").read_text()
     assert "train.py" in stacks
     assert wrong in stacks
-    assert not (only_run(tmp_path) / "stacks" / f"rank-{rank}.txt").exists()
+    assert not (only_run(folder) / "stacks" / f"rank-{rank}.txt").exists()
 
 
 def test_a_slow_rank_is_told_and_a_killed_one_ends_the_run_to_go_on(tmp_path: Path) -> None:

@@ -8,20 +8,29 @@ from pathlib import Path
 
 import pytest
 
+from graftwerk.cli import main
 from graftwerk.rehearse.cluster import Cluster
 from graftwerk.verify.jobs import KINDS, kinds
-from running import TINY, graftwerk
+from running import PYTHON, TINY
 
 KEYS = ["objective=unhurried", "batch.micro=64", "steps=25", "save=3 steps", "evaluate.every=1000"]
 """Five seconds of training, and no wait for the processor."""
 
 
-def test_jobs_that_are_killed_end_with_the_same_bits(slurm: Cluster, tmp_path: Path) -> None:
+def test_jobs_that_are_killed_end_with_the_same_bits(
+    slurm: Cluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in {**slurm.env, **PYTHON, "OMP_NUM_THREADS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
     seed = str(random.randrange(2**32))
     words = ["verify-resume", TINY, "--on=slurm", "--kills=1", "--seed", seed, "--json", *KEYS]
-    done = graftwerk(*words, "data.workers=0", cwd=tmp_path, OMP_NUM_THREADS="1", **slurm.env)
-    assert done.returncode == 0, f"seed {seed}: {done.stdout}{done.stderr}"
-    found = json.loads(done.stdout)
+    code, said = main([*words, "data.workers=0"]), capsys.readouterr()
+    assert code == 0, f"seed {seed}: {said}"
+    found = json.loads(said.out)
     assert found["equal"]
     assert found["hits"], f"seed {seed}"
     for hit in found["hits"]:
@@ -40,7 +49,9 @@ def test_only_a_rehearsed_cluster_loses_nodes(
     assert kinds().keys() - KINDS.keys() == {"lost node"}
 
 
-def test_without_slurm_it_says_so(tmp_path: Path) -> None:
-    done = graftwerk("verify-resume", TINY, "--on=slurm", cwd=tmp_path, PATH=str(tmp_path))
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "--on slurm needs Slurm's commands on this machine" in done.stderr
+def test_without_slurm_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["verify-resume", TINY, "--on=slurm", "--folder", str(tmp_path / "both")]) == 2
+    assert "--on slurm needs Slurm's commands on this machine" in capsys.readouterr().err

@@ -7,24 +7,29 @@ import os
 import random
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from running import PYTHON, TINY, command, graftwerk
+from graftwerk.cli import main
+from running import PYTHON, TINY, command
 
 HIDDEN = f"{Path(__file__).parent / 'hidden.py'}:forgetful"
 KEYS = ["data.workers=0", "evaluate.every=1000"]
 
 
-def test_a_run_that_is_killed_twice_ends_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_run_that_is_killed_twice_ends_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     seed = str(random.randrange(2**32))
     words = ["verify-resume", TINY, "--kills", "2", "--seed", seed, "--json", *KEYS]
-    done = graftwerk(*words, cwd=tmp_path, TMPDIR=str(tmp_path))
-    assert done.returncode == 0, f"seed {seed}: {done.stdout}{done.stderr}"
-    found = json.loads(done.stdout)
+    code, said = main(words), capsys.readouterr()
+    assert code == 0, f"seed {seed}: {said}"
+    found = json.loads(said.out)
     assert found["equal"]
     assert found["hits"], f"seed {seed}"
     rows = {row["what"]: row for row in found["runs"]["tiny"]}
@@ -34,23 +39,27 @@ def test_a_run_that_is_killed_twice_ends_with_the_same_bits(tmp_path: Path) -> N
     assert not list(tmp_path.glob("graftwerk-verify-*"))
 
 
-def test_a_state_outside_of_checkpoints_is_found(tmp_path: Path) -> None:
+def test_a_state_outside_of_checkpoints_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sigterm_after_step_5 = 35  # a run that has no checkpoint begins anew, and shows nothing
-    words = ["verify-resume", HIDDEN, "--kills", "1", "--folder", "both", *KEYS]
+    words = ["verify-resume", HIDDEN, "--kills", "1", "--folder", str(tmp_path / "both"), *KEYS]
     words += ["--seed", str(sigterm_after_step_5)]
-    done = graftwerk(*words, cwd=tmp_path)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "DIFFERENT" in done.stdout
-    assert "the first difference (undisturbed, and disturbed):\nforgetful, losses: step " in (
-        done.stdout
+    code, said = main(words), capsys.readouterr()
+    assert code == 1, said
+    assert "DIFFERENT" in said.out
+    assert (
+        "the first difference (undisturbed, and disturbed):\nforgetful, losses: step " in said.out
     )
     assert (tmp_path / "both" / "whole").exists()
 
 
-def test_a_run_that_is_not_there_is_named(tmp_path: Path) -> None:
-    done = graftwerk("verify-resume", "spark_digits", "--run", "finetun", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "did you mean 'finetune'?" in done.stderr
+def test_a_run_that_is_not_there_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["verify-resume", "spark_digits", "--run", "finetun", "--folder", str(tmp_path / "x")]
+    assert main(words) == 2
+    assert "did you mean 'finetune'?" in capsys.readouterr().err
 
 
 def test_a_verification_that_is_ended_ends_its_training(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from graftwerk.launch.sweep import Sweep
 from graftwerk.rehearse import accidents
 from graftwerk.rehearse.cluster import Cluster
 from graftwerk.verify.attempt import TAIL, FailedError
-from graftwerk.verify.disturb import PATIENCE, Disturbance, Scene, cut_newest
+from graftwerk.verify.disturb import PATIENCE, Scene, cut_newest
 
 LOOK = 0.5
 """Seconds between two questions to Slurm."""
@@ -53,7 +53,10 @@ class Jobs:
     def __init__(self, arguments: Sequence[str], folder: Path) -> None:
         """`folder` is where the runs are, and nothing else."""
         self._folder = folder
-        self._looked, self._known = 0.0, {}
+        self._looked, self._known = (
+            time.monotonic(),
+            slurm.queue(),
+        )  # where there is no Slurm: raises
         self._impatience = Impatience()
         command = [sys.executable, "-m", "graftwerk", *arguments, "--on", "slurm"]
         try:
@@ -136,6 +139,7 @@ class Jobs:
 
 
 Act = Callable[[str], object]
+Strike = Callable[[Scene[Jobs]], str | None]
 
 
 def _struck(scene: Scene[Jobs], act: Act, said: str, *, cut: bool = False) -> str | None:
@@ -195,7 +199,7 @@ def node_lost(cluster: Cluster, scene: Scene[Jobs]) -> str | None:
     return did
 
 
-KINDS: Mapping[str, Disturbance[Jobs]] = {
+KINDS: Mapping[str, Strike] = {
     "step killed": step_killed,
     "preempted": signalled,
     "requeued": requeued,
@@ -204,7 +208,7 @@ KINDS: Mapping[str, Disturbance[Jobs]] = {
 }
 
 
-def kinds() -> Mapping[str, Disturbance[Jobs]]:
+def kinds() -> Mapping[str, Strike]:
     """A rehearsed cluster loses nodes, too."""
     folder = Path(os.environ.get("SLURM_CONF", "slurm.conf")).parent
     if not (folder / "rehearsal.json").exists():
