@@ -63,7 +63,7 @@ class Scene(Generic[A]):
         return True
 
 
-Disturbance = Callable[[Scene[A]], str | None]
+Disturbance = Callable[[Scene[Attempt]], str | None]
 """Does it, and says what exactly; None where the run ended by itself before."""
 
 
@@ -141,7 +141,7 @@ def _is_intact(entry: Entry) -> bool:
     return True
 
 
-KINDS: Mapping[str, Disturbance[Attempt]] = {
+KINDS: Mapping[str, Disturbance] = {
     "SIGKILL": killed,
     "SIGTERM": terminated,
     "SIGKILL while saving": killed_while_saving,

@@ -139,7 +139,7 @@ class Jobs:
 
 
 Act = Callable[[str], object]
-Strike = Callable[[Scene[Jobs]], str | None]
+Disturbance = Callable[[Scene[Jobs]], str | None]
 
 
 def _struck(scene: Scene[Jobs], act: Act, said: str, *, cut: bool = False) -> str | None:
@@ -199,7 +199,7 @@ def node_lost(cluster: Cluster, scene: Scene[Jobs]) -> str | None:
     return did
 
 
-KINDS: Mapping[str, Strike] = {
+KINDS: Mapping[str, Disturbance] = {
     "step killed": step_killed,
     "preempted": signalled,
     "requeued": requeued,
@@ -208,7 +208,7 @@ KINDS: Mapping[str, Strike] = {
 }
 
 
-def kinds() -> Mapping[str, Strike]:
+def kinds() -> Mapping[str, Disturbance]:
     """A rehearsed cluster loses nodes, too."""
     folder = Path(os.environ.get("SLURM_CONF", "slurm.conf")).parent
     if not (folder / "rehearsal.json").exists():

@@ -23,7 +23,7 @@ from graftwerk.recipes import find_pipeline
 from graftwerk.run import Run
 from graftwerk.verify import disturb, jobs, report
 from graftwerk.verify.attempt import Attempt, Follower
-from graftwerk.verify.disturb import A, Disturbance, Scene
+from graftwerk.verify.disturb import A, Scene
 from graftwerk.verify.jobs import Jobs
 from graftwerk.verify.report import Hit, Report
 
@@ -46,7 +46,7 @@ class Place(Generic[A]):
 
     start: Callable[[Sequence[str], Path, bool], A]
     """The arguments of graftwerk; the folder of the runs; whether its interpreter has to be new."""
-    kinds: Mapping[str, Disturbance[A]]
+    kinds: Mapping[str, Callable[[Scene[A]], str | None]]
     poll: float
     """Seconds between two looks at a log."""
 
