@@ -38,10 +38,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
-# Tests start worker processes of their own: one thread for each.
+# Tests start worker processes of their own: one thread for each. They wait for these half of the
+# time, so that there are more tests at once than cores.
 test: export OMP_NUM_THREADS = 1
 test: lint
-	$(BIN)/pytest -n logical --maxprocesses 8 --dist worksteal
+	$(BIN)/pytest -n $$(($$(nproc) < 6 ? $$(nproc) * 3 / 2 : 8)) --dist worksteal
 
 test-system:
 	@command -v apt-get >/dev/null || { echo "only Debian and Ubuntu are known here:" \

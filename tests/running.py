@@ -99,6 +99,7 @@ class Forked:
 
 def _typed(words: list[str], out: Path, env: dict[str, str]) -> None:
     os.setsid()
+    mp.set_start_method(None, force=True)  # for its loaders, the fork server's by now
     os.environ |= env
     with out.open("ab") as file:
         os.dup2(file.fileno(), 1)

@@ -27,6 +27,7 @@ from graftwerk.data.loader import train_batches
 from graftwerk.data.order import Order
 from graftwerk.data.transforms import train_transform
 
+multiprocessing.set_start_method(sys.argv[2])
 data = Folder(path=Path(sys.argv[1]))
 batches = train_batches(
     data.open(0).train, train_transform(Augment(size=16), data), Order(22, 2),
@@ -74,9 +75,10 @@ def test_workers_outlive_signals_from_outside(images: Source, name: str):
 
 
 @pytest.mark.usefixtures("images")
-def test_a_crash_of_the_main_process_leaves_no_worker_behind(tmp_path: Path):
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_a_crash_of_the_main_process_leaves_no_worker_behind(method: str, tmp_path: Path):
     """The loader is still alive in the traceback, so only Python's own exit ends its processes."""
-    command = [sys.executable, "-c", CRASH, str(tmp_path)]
+    command = [sys.executable, "-c", CRASH, str(tmp_path), method]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert "ValueError: a bug" in done.stderr
     pids = done.stdout.split()

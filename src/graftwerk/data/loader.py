@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -194,7 +195,7 @@ def _load(
             num_workers=workers,
             collate_fn=collate,
             pin_memory=pin_memory,
-            worker_init_fn=_outlive_signals,
+            worker_init_fn=partial(_outlive_signals, os.getpid()),
             generator=torch.Generator(),  # else each loader draws from the global one
         )
     )
@@ -270,22 +271,22 @@ def _unreadable(problems: Sequence[str], on_error: OnError) -> DataError:
     return DataError(f"{problems[0]}\nand {len(problems) - 1} more images; is the disk there?")
 
 
-def _outlive_signals(worker: int) -> None:
+def _outlive_signals(main: int, worker: int) -> None:
     """Loader processes leave signals to the main process, which saves before it stops.
 
     Schedulers and terminals send a signal to every process; a loader that died of it would end the
-    run before its checkpoint is written. Only SIGTERM from the parent itself, with which Python
-    ends its children at exit, is obeyed.
+    run before its checkpoint is written. Only SIGTERM from `main` itself, with which Python ends
+    its children at exit, is obeyed. It is not their parent where a fork server starts them.
     """
     del worker
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey_parent, daemon=True).start()
+        threading.Thread(target=_obey, args=(main,), daemon=True).start()
 
 
-def _obey_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+def _obey(main: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main:
         pass
     os._exit(0)

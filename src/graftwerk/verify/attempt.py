@@ -158,6 +158,7 @@ class Attempt:
 def _graftwerk(arguments: list[str], out: Path) -> None:
     """The command as if it were typed, in a session of its own."""
     os.setsid()
+    mp.set_start_method(None, force=True)  # for its loaders, the fork server's by now
     with out.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
