@@ -41,8 +41,9 @@ lint: $(INSTALLED)
 # Tests start worker processes of their own: one thread for each. They wait for these half of the
 # time, so that there are more tests at once than cores.
 test: export OMP_NUM_THREADS = 1
+test: CORES = $(shell getconf _NPROCESSORS_ONLN)
 test: lint
-	$(BIN)/pytest -n $$(($$(nproc) < 6 ? $$(nproc) * 3 / 2 : 8)) --dist worksteal
+	$(BIN)/pytest -n $$(($(CORES) < 6 ? ($(CORES) * 3 + 1) / 2 : 8)) --dist worksteal
 
 test-system:
 	@command -v apt-get >/dev/null || { echo "only Debian and Ubuntu are known here:" \
