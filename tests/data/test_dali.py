@@ -93,3 +93,8 @@ def test_what_dali_does_not_do_is_refused(key: str):
     augment = load(Augment, {"decode": "dali", **dict([key.split("=")])})
     with pytest.raises(ConfigError, match=r"augment\.decode: 'dali'"):
         train_transform(augment, DATA)
+
+
+def test_grey_images_are_refused():
+    with pytest.raises(ConfigError, match=r"data\.mode=grey"):
+        train_transform(Augment(decode="dali"), DATA.model_copy(update={"mode": "grey"}))

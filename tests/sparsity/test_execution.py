@@ -24,7 +24,6 @@ from graftwerk.optim.ema import Ema
 from graftwerk.optim.optimizers import build_optimizer
 from graftwerk.sparsity.config import Sparsity
 from graftwerk.sparsity.execution import format_problem
-from graftwerk.sparsity.kernels import bsr_linear, csr_linear, pattern, semi_structured_linear
 from running import configured, differences, newest_state, records, train_again, train_here
 
 TOTAL = 20
@@ -247,63 +246,6 @@ def test_auto_is_told_in_the_log(tmp_path: Path) -> None:
     assert re.fullmatch(r"[\w.]+: (dense|csr) \(dense .+ ms, csr .+ ms\)", event["note"][-1])
 
 
-def _random_mask(rows: int, cols: int) -> Tensor:
-    mask = torch.rand(rows, cols) < 0.3
-    mask[2] = False  # an output without inputs, and an input that nobody reads
-    mask[:, 3] = False
-    return mask
-
-
-def test_csr_products_against_the_dense_ones(seed: int) -> None:
-    torch.manual_seed(seed)
-    mask = _random_mask(12, 20)
-    weight = (torch.randn(12, 20).double() * mask).requires_grad_()
-    values = weight.detach()[mask].requires_grad_()
-    x = torch.randn(7, 20).double().requires_grad_()
-    bias, grad = torch.randn(12).double(), torch.randn(7, 12).double()
-    expected = torch.autograd.grad(x @ weight.T + bias, (x, weight), grad)
-    y = csr_linear(x, values, bias, pattern(mask))
-    torch.testing.assert_close(y, x @ weight.T + bias)
-    got = torch.autograd.grad(y, (x, values), grad)
-    torch.testing.assert_close(got[0], expected[0])
-    torch.testing.assert_close(got[1], expected[1][mask])
-
-
-def test_bsr_products_against_the_dense_ones(seed: int) -> None:
-    torch.manual_seed(seed)
-    blocks = _random_mask(4, 6)
-    mask = blocks.repeat_interleave(4, 0).repeat_interleave(4, 1)
-    weight = (torch.randn(16, 24).double() * mask).requires_grad_()
-
-    def cut(matrix: Tensor) -> Tensor:
-        return matrix.unflatten(0, (-1, 4)).unflatten(2, (-1, 4)).transpose(1, 2)[blocks]
-
-    values = cut(weight.detach()).clone().requires_grad_()
-    x = torch.randn(7, 24).double().requires_grad_()
-    grad = torch.randn(7, 16).double()
-    expected = torch.autograd.grad(x @ weight.T, (x, weight), grad)
-    y = bsr_linear(x, values, None, pattern(blocks))
-    torch.testing.assert_close(y, x @ weight.T)
-    got = torch.autograd.grad(y, (x, values), grad)
-    torch.testing.assert_close(got[0], expected[0])
-    torch.testing.assert_close(got[1], cut(expected[1]))
-
-
-def test_sparse_products_have_the_same_bits_wherever_their_memory_lies(seed: int) -> None:
-    torch.manual_seed(seed)
-    mask, x, grad = _random_mask(30, 50), torch.randn(33, 50), torch.randn(33, 30)
-    weights, places = torch.randn(int(mask.sum())), pattern(mask)
-    first: list[Tensor] = []
-    for repeat in range(100):
-        elsewhere = [torch.empty(7 * repeat + i) for i in range(3)]
-        values, inputs = weights.clone().requires_grad_(), x.clone().requires_grad_()
-        y = csr_linear(inputs, values, None, places)
-        got = [y.detach(), *torch.autograd.grad(y, (inputs, values), grad)]
-        first = first or got
-        assert all(torch.equal(one, other) for one, other in zip(first, got, strict=True))
-        del elsewhere
-
-
 @pytest.mark.parametrize("execution", ["compact", "csr"])
 def test_a_run_goes_on_with_the_same_bits(execution: str, tmp_path: Path) -> None:
     keys = {"sparsity": "dst", "sparsity__every": 3, "sparsity__execution": execution}
@@ -342,23 +284,6 @@ def test_two_of_four_products_are_in_half_precision(tmp_path: Path) -> None:
     keys = {"sparsity": "static", "sparsity__density": 0.5, "sparsity__structure": "2:4"}
     with pytest.raises(ConfigError, match=r"computes in half precision; set precision=bf16"):
         train_here(doubles.tiny(), tmp_path, **keys, sparsity__execution="semi_structured")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_semi_structured_products_against_the_dense_ones(seed: int) -> None:
-    torch.manual_seed(seed)
-    mask = torch.rand(128, 64, 4).argsort(-1).lt(2).flatten(1)
-    weight = (torch.randn(128, 256) * mask).cuda().requires_grad_()
-    x, grad = torch.randn(40, 256).cuda().requires_grad_(), torch.randn(40, 128).cuda()
-    with torch.autocast("cuda", torch.bfloat16):
-        expected, got = x @ weight.T, semi_structured_linear(x, weight, None)
-    torch.testing.assert_close(got, expected, rtol=0.02, atol=0.02)
-    for one, other in zip(
-        torch.autograd.grad(got, (x, weight), grad.to(got.dtype)),
-        torch.autograd.grad(expected, (x, weight), grad.to(expected.dtype)),
-        strict=True,
-    ):
-        torch.testing.assert_close(one, other, rtol=0.02, atol=0.05)
 
 
 def test_fp16_is_refused(tmp_path: Path) -> None:

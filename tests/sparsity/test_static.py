@@ -33,11 +33,18 @@ class Net(nn.Module):
         return self.head(torch.tanh(self.hidden(features.flatten(1))))
 
 
-def attached(net: nn.Module | None = None, *, seed: int = 0, **keys: Any) -> Any:
+def attached(
+    net: nn.Module | None = None,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    **keys: Any,
+) -> Any:
     torch.manual_seed(5)
-    objective = Supervised((net or Net()).double(), loss="ce", smoothing=0.0)
+    objective = Supervised((net or Net()).to(dtype), loss="ce", smoothing=0.0)
     optimizer = torch.optim.SGD(objective.parameters(), lr=0.1)
-    batch = Batch(torch.randn(12, 2, 8, 8).double(), torch.arange(12) % 4, torch.arange(12))
+    images_nchw = torch.randn(12, 2, 8, 8).to(dtype)
+    batch = Batch(images_nchw, torch.arange(12) % 4, torch.arange(12))
     sparsity: Any = load(Sparsity, {"kind": "static", "density": 0.2} | keys).build()
     sparsity.attach(objective, optimizer, axes.Sync(), batch, seed=seed, total_steps=10)
     sparsity.objective, sparsity.batch = objective, batch
@@ -62,6 +69,15 @@ def test_positions_follow_the_seed() -> None:
     one, same, other = (attached(seed=seed).layers[1].mask for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("init", ["snip", "grasp"])
+def test_first_scores_are_in_full_precision(init: str) -> None:
+    full = attached(init=init, density=0.5, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = attached(init=init, density=0.5, dtype=torch.float32)
+    for one, other in zip(full.layers, half.layers, strict=True):
+        assert torch.equal(one.mask, other.mask)
 
 
 @pytest.mark.parametrize("init", ["magnitude", "snip", "grasp"])

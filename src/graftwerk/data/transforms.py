@@ -84,11 +84,12 @@ def train_transform(augment: Augment, data: Data) -> Transform:
         or augment.color_jitter
         or augment.vflip
         or augment.interpolation not in ("bilinear", "bicubic")
+        or data.mode != "rgb"
     ):
         raise ConfigError(
             [
-                "augment.decode: 'dali' crops, mirrors and resizes (bilinear or bicubic); "
-                "augment.policy, color_jitter and vflip need 'fast' or 'exact'"
+                "augment.decode: 'dali' crops, mirrors and resizes (bilinear or bicubic), in RGB; "
+                "augment.policy, color_jitter, vflip and data.mode=grey need 'fast' or 'exact'"
             ]
         )
     warping: Interpolation = (  # Pillow rotates and shears without Lanczos
