@@ -5,8 +5,9 @@
 Each worker is a process in a network namespace of its own, behind a link of that rate in Mbit/s
 in both directions (0: no limit), with `--latency-ms` through a relay. Contenders take turns, a
 block of steps each, in the same processes; `--slow 3` measures again with the last worker slowed
-by that factor, and `--kill` ends with a worker killed in the middle of a gossip run. All workers
-share the processor, also in the step without communication.
+by that factor: in every step it pauses for twice what one without communication takes. `--kill`
+ends with a worker killed in the middle of a gossip run. All workers share the processor, also in
+the step without communication.
 
 Prints JSON: for every rate and contender the median over rounds of the step's time, of its ratio to
 DDP's and to `max(step without communication, bytes sent ÷ rate)`, and what `graftwerk
@@ -89,12 +90,12 @@ class Workers:
             for rank in range(cluster.count)
         ]
 
-    def ask(self, sync: dict[str, Any], *, steps: int, slow: float) -> None:
+    def ask(self, sync: dict[str, Any], *, steps: int, pause: float) -> None:
         options = self._options
         asked = {
             "sync": sync,
             "steps": WARMUP + steps,
-            "slow": slow,
+            "pause": pause,
             "model": options.model,
             "size": options.size,
             "batch": options.batch,
@@ -114,9 +115,9 @@ class Workers:
         line = process.stdout.readline()
         return json.loads(line) if line else None
 
-    def block(self, contender: Contender, slow: float, steps: int) -> Block:
+    def block(self, contender: Contender, pause: float, steps: int) -> Block:
         """Means over the steps after the warm-up."""
-        self.ask(contender.sync, steps=steps, slow=slow)
+        self.ask(contender.sync, steps=steps, pause=pause)
         answers = [answer for answer in self.answers() if answer is not None]
         if len(answers) < len(self.processes):
             raise SystemExit(f"a worker failed with {contender.name}: see its message above")
@@ -175,12 +176,13 @@ def compare(
     slow: float,
 ) -> dict[str, Any]:
     """All contenders in turn, `rounds` times, at one rate."""
-    rounds = [
-        {contender.name: workers.block(contender, slow, options.steps) for contender in field}
-        for _ in range(options.rounds)
-    ]
+    rounds, computing = list[dict[str, Block]](), list[float]()
+    for _ in range(options.rounds):
+        computing.append(workers.block(field[0], 0.0, options.steps).step)
+        pause = (slow - 1) * computing[-1]
+        rounds.append({c.name: workers.block(c, pause, options.steps) for c in field})
     alone = [found[ALONE].step for found in rounds]
-    expected = predicted(options, mbit, slow, statistics.median(alone) / slow)
+    expected = predicted(options, mbit, slow, statistics.median(computing))
     results: dict[str, Any] = {}
     for name in (contender.name for contender in field):
         blocks = [found[name] for found in rounds]

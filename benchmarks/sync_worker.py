@@ -1,7 +1,7 @@
 """One worker of benchmarks/sync.py: a line of JSON in is a contender, a line out its step times.
 
-The network is any of timm's, trained on random images; computing, gradients and bytes are real. A
-slowed worker pauses after each backward pass.
+The network is any of timm's, trained on random images; computing, gradients and bytes are real. The
+last worker pauses after each backward pass for as long as it is asked to.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def measure(asked: dict[str, Any]) -> dict[str, Any]:
         sync = chosen.build(world) if chosen is not None else axes.Sync()
         if asked["sync"]["kind"] == "post_local_sgd":
             sync = PostLocalSgd(asked["sync"]["period"])
-        slow = asked["slow"] if world.rank == world.size - 1 else 1.0
+        pause = asked["pause"] if world.rank == world.size - 1 else 0.0
         task = Task(asked["model"])
         model = sync.wrap(task)
         optimizer = torch.optim.SGD(task.parameters(), lr=1e-3)
@@ -75,11 +75,9 @@ def measure(asked: dict[str, Any]) -> dict[str, Any]:
         gather(world, None)
         ends, sent, busy = list[float](), list[int](), list[float]()
         for _ in range(asked["steps"]):
-            began = time.perf_counter()
             with sync.accumulating(last=True):
                 model(batch).loss.backward()
-            if slow > 1:
-                time.sleep((slow - 1) * (time.perf_counter() - began))
+            time.sleep(pause)
             sync.mix()
             optimizer.step()
             sync.publish()

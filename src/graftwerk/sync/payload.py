@@ -25,13 +25,13 @@ class Payload(Protocol):
     """Of one edge. Pieces are flat tensors [n] of parameters, with a number each."""
 
     def encode(self, number: int, piece: Tensor) -> Tensor:
-        """The bytes to send, on the CPU."""
+        """The bytes to send, on the CPU. The piece is the payload's until its next one comes."""
         ...
 
     def difference(self, number: int, received: Tensor) -> Tensor:
         """s_j − s_i of a piece; may use the memory of `received`. Changes nothing before `commit`.
 
-        Not to be changed by the caller.
+        Not to be changed by the caller, and valid until the next one of this number is asked for.
         """
         ...
 
@@ -49,16 +49,20 @@ class Plain:
 
     def __init__(self, dtype: torch.dtype | None = None) -> None:
         self._dtype = dtype
-        self._said: dict[int, tuple[Tensor, torch.dtype]] = {}
+        self._said: dict[int, tuple[Tensor, Tensor]] = {}
+        """By number: what was said, and the piece that it was said of."""
 
     def encode(self, number: int, piece: Tensor) -> Tensor:
         said = piece.to(self._dtype or piece.dtype)
-        self._said[number] = said, piece.dtype
+        self._said[number] = said, piece
         return to_host(said)
 
     def difference(self, number: int, received: Tensor) -> Tensor:
-        said, dtype = self._said[number]
-        return from_host(received, said).to(dtype).sub_(said)
+        said, piece = self._said[number]
+        heard = from_host(received, said)
+        if said is not piece:  # rounded: fresh memory would cost more than the arithmetic
+            heard = piece.copy_(heard)
+        return heard.sub_(said)
 
     def commit(self) -> None:
         pass
