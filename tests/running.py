@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing as mp
 import os
 import runpy
@@ -10,11 +9,18 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import IO, Any, Protocol, Self, TypeVar
 
+import psutil
 import torch
 
 from graftwerk import runfolder
@@ -22,14 +28,19 @@ from graftwerk.axes import World
 from graftwerk.checkpoint import Checkpoints
 from graftwerk.config import override
 from graftwerk.launch.local import environment, free_port
+from graftwerk.log import jsonl
 from graftwerk.run import Run
 from graftwerk.train import train
 from graftwerk.verify import compare
 from graftwerk.verify.attempt import PRELOADED
 
+T = TypeVar("T")
 HERE = Path(__file__).parent
 TINY = f"{HERE / 'doubles.py'}:tiny"
 PYTHON = {"PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
+PATIENCE = 600.0
+"""Seconds for what must happen on the busiest machine; pytest's own timeout is longer."""
+IMPORTED = ("doubles", "gathering", "graftwerk.launch.here", "graftwerk.score")
 
 
 def train_here(run: Run, folder: Path, **keys: Any) -> dict[str, float]:
@@ -60,22 +71,113 @@ def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "graftwerk", *words]
 
 
+def graftwerk(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command to its end, in a process that is forked: see `Forked`."""
+    with TemporaryDirectory() as folder:
+        out, errors = Path(folder, "out"), Path(folder, "errors")
+        with Forked(*words, out=out, errors=errors, cwd=cwd) as process:
+            code = process.wait()
+        return subprocess.CompletedProcess(words, code, out.read_text(), errors.read_text())
+
+
+@contextmanager
+def started(
+    command: Sequence[str],
+    out: IO[Any] | int | None = None,
+    *,
+    errors: IO[Any] | int | None = None,
+    cwd: Path | None = None,
+) -> Generator[subprocess.Popen[Any]]:
+    """A process that ends with the test, whatever becomes of it, and takes its own with it.
+
+    Both of its outputs go to `out`, where `errors` is none.
+    """
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=os.environ | PYTHON,
+        stdout=out,
+        stderr=subprocess.STDOUT if errors is None and out is not None else errors,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        end(process.pid)
+        process.wait()
+
+
+def end(pid: int) -> None:
+    """SIGKILL to the leader of a session, to its group, and to all that it started."""
+    tree: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        leader = psutil.Process(pid)
+        tree = [leader, *leader.children(recursive=True)]
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+    for process in tree:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+class Running(Protocol):
+    """A process that may be asked how it ended."""
+
+    def poll(self) -> int | None: ...
+
+
+def until(
+    happened: Callable[[], T],
+    process: Running | None = None,
+    tell: Callable[[], object] = lambda: "",
+) -> T:
+    """Wait until it returns something true, and return that.
+
+    Fails with what `tell` returns when `process` has ended without it, and after `PATIENCE`.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        ended = process is not None and process.poll() is not None
+        if found := happened():
+            return found
+        assert not ended, tell()
+        assert time.monotonic() < deadline, tell()
+        time.sleep(0.02)
+
+
 class Forked:
     """``graftwerk *words`` as `ranks` processes, forked from one that has imported: at once there.
 
-    No launcher looks after them. What they say goes to `out`.
+    No launcher looks after them. What they say goes to `out`, or their errors to `errors`. All of
+    it ends with the context.
     """
 
-    def __init__(self, *words: str, out: Path, ranks: int = 1) -> None:
-        context = mp.get_context("forkserver")
-        context.set_forkserver_preload([*PRELOADED, "doubles"])
+    def __init__(
+        self,
+        *words: str,
+        out: Path,
+        errors: Path | None = None,
+        ranks: int = 1,
+        cwd: Path | None = None,
+    ) -> None:
+        out.touch()
         shared = environment(ranks, free_port()) if ranks > 1 else {}
         self.ranks: list[BaseProcess] = []
         for rank in range(ranks):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
-            target = partial(_typed, list(words), out, PYTHON | shared | own)
-            self.ranks.append(context.Process(target=target))
+            own = {**os.environ, **PYTHON, **shared, **own}
+            target = partial(_typed, list(words), out, errors or out, cwd or Path.cwd(), own)
+            self.ranks.append(fork_server().Process(target=target))
             self.ranks[-1].start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for rank in self.ranks:
+            if rank.exitcode is None and rank.pid is not None:
+                end(rank.pid)
+            rank.join()
 
     def poll(self) -> int | None:
         """The largest exit code; None while a rank runs."""
@@ -83,10 +185,11 @@ class Forked:
         return None if None in codes else max(code for code in codes if code is not None)
 
     def wait(self) -> int:
+        deadline = time.monotonic() + PATIENCE
         for rank in self.ranks:
-            rank.join()
+            rank.join(max(0.0, deadline - time.monotonic()))
         code = self.poll()
-        assert code is not None
+        assert code is not None, f"not ended after {PATIENCE:.0f} s"
         return code
 
     def send_signal(self, number: signal.Signals) -> None:
@@ -97,34 +200,28 @@ class Forked:
                 send(rank.pid, number)
 
 
-def _typed(words: list[str], out: Path, env: dict[str, str]) -> None:
+def fork_server() -> ForkServerContext:
+    """Its children are forks of a process without threads that has imported what most need.
+
+    There is one in a process of pytest, and the first to ask decides what it has imported.
+    """
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload([*PRELOADED, *IMPORTED])
+    forkserver.ensure_running()
+    return context
+
+
+def _typed(words: list[str], out: Path, errors: Path, cwd: Path, env: dict[str, str]) -> None:
     os.setsid()
     mp.set_start_method(None, force=True)  # for its loaders, the fork server's by now
+    os.environ.clear()
     os.environ |= env
-    with out.open("ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    os.chdir(cwd)
+    for place, number in ((out, 1), (errors, 2)):
+        with place.open("ab") as file:
+            os.dup2(file.fileno(), number)
     sys.argv = ["graftwerk", *words]
     runpy.run_module("graftwerk", run_name="__main__")
-
-
-def graftwerk(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """The command as a person types it, to its end; after its time it goes with its workers."""
-    process = subprocess.Popen(
-        command(*words),
-        cwd=cwd,
-        env=os.environ | PYTHON | env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        out, errors = process.communicate(timeout=600)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # workers hold the pipes
-        raise
-    return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
 
 
 def only_run(folder: Path) -> Path:
@@ -141,8 +238,19 @@ def newest_state(run_folder: Path, rank: int = 0) -> tuple[int, dict[str, Any]]:
 
 
 def records(run_folder: Path, kind: str) -> list[dict[str, Any]]:
-    lines = (run_folder / "log.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+    """Of the lines of its log that are whole."""
+    return [line for line in jsonl.read(run_folder / "log.jsonl") if line["kind"] == kind]
+
+
+def steps(folder: Path) -> list[int]:
+    """What the log of the one run below `folder` has come to; empty before there is one."""
+    logs = folder.glob("*/log.jsonl")
+    return [record["step"] for log in logs for record in records(log.parent, "train")]
+
+
+def checkpoints(folder: Path) -> list[int]:
+    """The steps of the checkpoints of the one run below `folder`, in order."""
+    return sorted(int(path.name[5:]) for path in folder.glob("*/checkpoints/step-*"))
 
 
 def differences(one: Any, other: Any) -> list[str]:

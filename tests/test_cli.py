@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from graftwerk.cli import main
-from running import PYTHON, TINY, command, graftwerk, only_run, records
+from running import PYTHON, TINY, graftwerk, only_run, records
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -166,14 +166,8 @@ def test_evaluate_and_export_what_was_trained(tmp_path: Path) -> None:
     again = graftwerk("evaluate", "out", "--recipe", TINY, "--json", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["loss"] == pytest.approx(logged["ema_loss"], rel=1e-6)
-    two = subprocess.run(
-        command("evaluate", str(run), "--json", "--checkpoint", "last", "evaluate.batch=7"),
-        env=os.environ | PYTHON,
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=tmp_path,
-    )
+    last = ["--json", "--checkpoint", "last", "evaluate.batch=7"]
+    two = graftwerk("evaluate", str(run), *last, cwd=tmp_path)
     assert json.loads(two.stdout)["loss"] == pytest.approx(scores["loss"], rel=1e-5)
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 from graftwerk.recipes import find_pipeline
 from graftwerk.start import derived
-from running import PYTHON, command, differences, newest_state, train_here
+from running import Forked, differences, graftwerk, newest_state, train_here, until
 
 RECIPE = """
 from doubles import tiny
@@ -33,19 +30,13 @@ def graph():
 def test_killed_and_started_again_it_goes_on(tmp_path: Path) -> None:
     """SIGKILL in the second module; all runs end as those of a graph that nobody killed."""
     (tmp_path / "recipe.py").write_text(RECIPE)
-    words = command("run", "recipe.py", "log.tensorboard=false")
-    environment = os.environ | PYTHON
-    process = subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 600
-    while not list(tmp_path.glob("runs/*module_1-*/checkpoints/step-*")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = subprocess.run(
-        words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
+    words, out = ["run", "recipe.py", "log.tensorboard=false"], tmp_path / "out"
+    with Forked(*words, out=out, cwd=tmp_path) as process:
+        second = "runs/*module_1-*/checkpoints/step-*"
+        until(lambda: [*tmp_path.glob(second)], process, out.read_text)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = graftwerk(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("is finished") >= 2
     pipeline = find_pipeline(f"{tmp_path / 'recipe.py'}:graph")

@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,10 +14,7 @@ import psutil
 import pytest
 
 from graftwerk.lock import FILE, STALE, FolderLock, LockedError, Owner, read
-from running import PYTHON, command, graftwerk, only_run
-
-HERE = Path(__file__).parent
-SLOW = f"{HERE / 'doubles.py'}:tiny"
+from running import PATIENCE, TINY, Forked, graftwerk, only_run, started, steps, until
 
 
 def left_behind(folder: Path, *, silent: float = 0.0, **facts: object) -> None:
@@ -82,7 +77,7 @@ ELSEWHERE = {"host": "node7", "machine": "another boot", "pid": 1}
         pytest.param({"silent": 10 * STALE}, False, id="a process that lives, but sleeps"),
         pytest.param({"started": "1"}, True, id="a pid that is another process now"),
         pytest.param(ELSEWHERE, False, id="elsewhere, heard of just now"),
-        pytest.param({**ELSEWHERE, "silent": STALE - 5}, False, id="elsewhere, silent for a while"),
+        pytest.param({**ELSEWHERE, "silent": STALE / 2}, False, id="elsewhere, silent for a while"),
         pytest.param({**ELSEWHERE, "silent": STALE + 5}, True, id="elsewhere, silent too long"),
         pytest.param({**ELSEWHERE, "job": "7", "starts": [0, 0]}, True, id="requeued"),
         pytest.param({**ELSEWHERE, "job": "7", "starts": [1, 0]}, False, id="the same start"),
@@ -106,17 +101,16 @@ def test_who_is_taken_over(
 
 
 def test_a_killed_process_is_taken_over_even_before_anybody_noticed(tmp_path: Path) -> None:
-    zombie = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
-    assert zombie.stdout is not None
-    assert zombie.stdout.readline() == b"held\n"
-    with pytest.raises(LockedError):
-        FolderLock(tmp_path).acquire()
-    zombie.kill()
-    while psutil.Process(zombie.pid).status() != psutil.STATUS_ZOMBIE:
-        time.sleep(0.01)
-    with closing(FolderLock(tmp_path)) as lock:
-        lock.acquire()
-    zombie.wait()
+    hold = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with started(hold, subprocess.PIPE) as zombie:
+        assert zombie.stdout is not None
+        assert zombie.stdout.readline() == b"held\n"
+        with pytest.raises(LockedError):
+            FolderLock(tmp_path).acquire()
+        zombie.kill()
+        until(lambda: psutil.Process(zombie.pid).status() == psutil.STATUS_ZOMBIE)
+        with closing(FolderLock(tmp_path)) as lock:
+            lock.acquire()
 
 
 HOLD = """
@@ -144,18 +138,14 @@ def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_process_that_was_taken_over_ends_without_saving(tmp_path: Path) -> None:
     code = HOLD.replace("FolderLock(Path(sys.argv[1])).acquire()", KEEP)
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
-    left_behind(tmp_path, **ELSEWHERE)  # pyright: ignore[reportArgumentType]
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 2
-    assert "was taken over by process 1 on node7" in said
+    keep = [sys.executable, "-c", code, str(tmp_path)]
+    with started(keep, subprocess.PIPE, errors=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        left_behind(tmp_path, **ELSEWHERE)  # pyright: ignore[reportArgumentType]
+        _, said = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 2
+    assert b"was taken over by process 1 on node7" in said
     assert read(tmp_path / FILE) is not None
 
 
@@ -168,40 +158,21 @@ folder_lock.keep(lambda: False)
 """
 
 
-@pytest.fixture
-def training(tmp_path: Path) -> Callable[[], None]:
-    """A run that goes on until it is told to stop."""
-    words = ["steps=1000", "objective=unhurried", "log.folder=runs", "evaluate.every=1000"]
-    process = subprocess.Popen(
-        command("run", SLOW, *words, "log.console=quiet"),
-        cwd=tmp_path,
-        env=os.environ | PYTHON,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not list(tmp_path.glob("runs/*/log.jsonl")):
-        assert process.poll() is None
-
-    def stop() -> None:
-        process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=300)
-        assert process.returncode == 75, said
-
-    return stop
-
-
-def test_second_process_in_a_run_folder_is_refused(
-    tmp_path: Path, training: Callable[[], None]
-) -> None:
-    words = ["steps=1000", "objective=unhurried", "log.folder=runs", "evaluate.every=1000"]
-    folder = only_run(tmp_path / "runs")
-    before = (folder / "run.json").read_bytes()
-    for more in ([], ["resume=never"]):
-        second = graftwerk("run", SLOW, *words, *more, "save.keep=7", cwd=tmp_path)
-        assert second.returncode == 2
-        assert "trains here since" in second.stderr
-        assert "Traceback" not in second.stderr
-    assert only_run(tmp_path / "runs") == folder
-    assert (folder / "run.json").read_bytes() == before
-    training()
+def test_second_process_in_a_run_folder_is_refused(tmp_path: Path) -> None:
+    words = ["run", TINY, "steps=1000", "objective=unhurried", "log.folder=runs", "log.every=1"]
+    words += ["evaluate.every=1000", "log.console=quiet"]
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    with Forked(*words, out=out, cwd=tmp_path) as training:
+        until(lambda: steps(runs), training, out.read_text)
+        folder = only_run(runs)
+        before = (folder / "run.json").read_bytes()
+        for more in ([], ["resume=never"]):
+            second = graftwerk(*words, *more, "save.keep=7", cwd=tmp_path)
+            assert second.returncode == 2
+            assert "trains here since" in second.stderr
+            assert "Traceback" not in second.stderr
+        assert only_run(runs) == folder
+        assert (folder / "run.json").read_bytes() == before
+        training.send_signal(signal.SIGTERM)
+        assert training.wait() == 75, out.read_text()
     assert not (folder / FILE).exists()

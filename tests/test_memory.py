@@ -17,11 +17,12 @@ from graftwerk.fitting import fit, fits
 from graftwerk.memory import candidates, largest, ran_out
 from graftwerk.run import BatchSize
 from graftwerk.seeding import random_state
-from running import TINY, configured, differences, graftwerk, newest_state, only_run, records
+from running import TINY, Forked, configured, differences, newest_state, only_run, records
 
 KEYS = [
     "objective=greedy",
-    "objective.allowed=1000",
+    "objective.megabytes=400",
+    "objective.allowed=4000",
     "batch.micro=null",
     "augment.mixup=0",
     "steps=6",
@@ -32,13 +33,12 @@ KEYS = [
     "data.workers=0",
     "log.tensorboard=false",
 ]
-ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 
 
 def start(folder: Path, *words: str) -> tuple[int, str]:
-    words = ("run", TINY, *KEYS, *words, f"log.folder={folder}")
-    done = graftwerk(*words, cwd=folder.parent, **ONE_ARENA)
-    return done.returncode, done.stdout + done.stderr
+    out, words = folder.parent / "out", ("run", TINY, *KEYS, *words, f"log.folder={folder}")
+    with Forked(*words, out=out, ranks=2 if "processes=2" in words else 1) as process:
+        return process.wait(), out.read_text()
 
 
 def events(run: Path, name: str) -> list[dict[str, Any]]:
@@ -46,7 +46,7 @@ def events(run: Path, name: str) -> list[dict[str, Any]]:
 
 
 def test_fit_finds_the_largest_divisor_and_remembers_it(tmp_path: Path) -> None:
-    """At 100 MB an image and 1000 MB in all, 12 images would not fit and 8 do, of 48."""
+    """At 400 MB an image and 4000 MB in all, 12 images would not fit and 8 do, of 48."""
     code, said = start(tmp_path / "runs", "batch.size=48", "batch.fit=true")
     assert code == 0, said
     assert "batch.fit: 48 = 1 process × 6 micro-batches × 8 images" in said
@@ -57,7 +57,7 @@ def test_fit_finds_the_largest_divisor_and_remembers_it(tmp_path: Path) -> None:
 
 
 def test_out_of_memory_in_mid_run_goes_on_with_less(tmp_path: Path) -> None:
-    """In step 4 a greedy image comes: 16 × 100 MB don't fit, 8 × 100 MB do."""
+    """In step 4 a greedy image comes: 16 × 400 MB don't fit, 8 × 400 MB do."""
     (image, *_) = tiny().build(World()).plan.order.batch(3)[:, 1].tolist()
     words = ["batch.micro=16", f"objective.images=[{image}]"]
     code, said = start(tmp_path / "runs", *words)

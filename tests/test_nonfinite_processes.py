@@ -10,7 +10,7 @@ import torch
 
 from doubles import tiny
 from graftwerk.axes import World
-from running import TINY, differences, graftwerk, newest_state, only_run, records
+from running import TINY, Forked, differences, newest_state, only_run, records
 
 KEYS = [
     "objective=poisoned",
@@ -40,8 +40,9 @@ def test_a_step_is_left_out_and_after_two_in_a_row_all_go_back(tmp_path: Path, s
     """Steps 3, 6 and 7. Gossip's replicas learn later that one of them can't go on."""
     images = images_of_rank(1, 2, 5, 6)
     words = [f"sync={sync}", f"objective.images={images}".replace(" ", "")]
-    done = graftwerk("run", TINY, *KEYS, *words, f"log.folder={tmp_path / 'runs'}", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    words, out = [*words, f"log.folder={tmp_path / 'runs'}"], tmp_path / "out"
+    with Forked("run", TINY, *KEYS, *words, out=out, ranks=2) as process:
+        assert process.wait() == 0, out.read_text()
     run = only_run(tmp_path / "runs")
     told = [event for event in events(run, "step_skipped") if event["rank"] == 1]
     assert [event["step"] for event in told] == [3, 6, 7]

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing as mp
 import os
-import signal
-import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ from graftwerk.run import Run
 from graftwerk.samples import fingerprint
 from graftwerk.signals import StoppedError
 from graftwerk.start import start
-from running import configured, newest_state, only_run, records
+from running import configured, fork_server, newest_state, only_run, records, steps, until
 
 IMAGES, BATCH = 359, 64
 KEYS = {
@@ -43,29 +40,27 @@ def rank(run: Run, number: int, env: dict[str, str]) -> None:
 
 def train_until(step: int, folder: Path, *, ranks: int, **keys: Any) -> None:
     """Go on as so many real processes, until after `step` a scheduler's signal stops them."""
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["graftwerk.start", "graftwerk.train", "timm"])
     run, env = configured(tiny(), folder, **KEYS, **keys), environment(ranks, free_port())
     processes: list[BaseProcess] = [
-        context.Process(target=rank, args=(run, number, env)) for number in range(ranks)
+        fork_server().Process(target=rank, args=(run, number, env)) for number in range(ranks)
     ]
     for process in processes:
         process.start()
-    while done(folder) < step:
+
+    def reached() -> bool:
         assert all(process.exitcode is None for process in processes)
-        time.sleep(0.02)
-    for process in processes:
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGTERM)
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * ranks
+        return max(steps(folder), default=0) >= step
 
-
-def done(folder: Path) -> int:
-    if not any(folder.glob("*/log.jsonl")):
-        return 0
-    return max((record["step"] for record in records(only_run(folder), "train")), default=0)
+    try:
+        until(reached)
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+        assert [process.exitcode for process in processes] == [0] * ranks
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def expected(steps: int) -> str:

@@ -4,46 +4,63 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from running import TINY, Forked, differences, newest_state, only_run, records
+from running import (
+    TINY,
+    Forked,
+    checkpoints,
+    differences,
+    newest_state,
+    only_run,
+    records,
+    steps,
+    until,
+)
 
 WITH_STATE_EVERYWHERE = ["sync=anchor", "sparsity=halving", "objective=decoded", "augment.mixup=0"]
 
 
-def start(words: list[str], folder: Path) -> Forked:
+def train(words: list[str], folder: Path) -> None:
+    """To the end."""
+    with begin(words, folder) as process:
+        assert process.wait() == 0, said(folder)
+
+
+def begin(words: list[str], folder: Path) -> Forked:
     ranks = 2 if "processes=2" in words else 1
-    out = folder.parent / f"{folder.name}.out"
-    return Forked("run", TINY, *words, f"log.folder={folder}", out=out, ranks=ranks)
+    return Forked("run", TINY, *words, f"log.folder={folder}", out=out_of(folder), ranks=ranks)
 
 
-def wait_for_checkpoint(folder: Path, process: Forked, after: int = 0) -> None:
-    """Until a checkpoint of more than `after` steps is there, or the run has ended."""
-    while process.poll() is None:
-        found = [int(path.name[5:]) for path in folder.glob("*/checkpoints/step-*")]
-        if max(found, default=0) > after:
-            return
-        time.sleep(0.01)
+def out_of(folder: Path) -> Path:
+    return folder.parent / f"{folder.name}.out"
 
 
-def train_with_kills(words: list[str], folder: Path, *, kills: int, rng: random.Random) -> int:
-    """SIGKILL to the whole process tree at random moments; how many of them hit a running one."""
-    hits, reached = 0, 0
-    for _ in range(kills):
-        process = start(words, folder)
-        wait_for_checkpoint(folder, process, after=reached)
-        time.sleep(rng.uniform(0, 0.3))
-        hits += process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        reached = newest_state(only_run(folder))[0]
-    last = start(words, folder)
-    assert last.wait() == 0, (folder.parent / f"{folder.name}.out").read_text()
-    return hits
+def said(folder: Path) -> str:
+    return out_of(folder).read_text()
+
+
+def train_with_a_kill(words: list[str], folder: Path, rng: random.Random) -> None:
+    """SIGKILL to the whole process tree at a random moment after its first checkpoint.
+
+    Where the run is quicker than the kill, another one is killed.
+    """
+    for _ in range(20):
+        with begin(words, folder) as process:
+            until(lambda: checkpoints(folder) or process.poll() is not None)
+            time.sleep(rng.uniform(0, 0.3))
+            hit = process.poll() is None
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        if hit:
+            return train(words, folder)
+        shutil.rmtree(folder)
+    pytest.fail("no kill hit a running process")
 
 
 @pytest.mark.parametrize(
@@ -61,10 +78,10 @@ def train_with_kills(words: list[str], folder: Path, *, kills: int, rng: random.
 def test_killed_run_ends_bit_identical(tmp_path: Path, words: list[str]) -> None:
     words = [*words, "log.every=1"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert start(words, whole).wait() == 0, (tmp_path / "whole.out").read_text()
+    train(words, whole)
     seed = random.randrange(2**32)
-    hits = train_with_kills(words, killed, kills=1, rng=random.Random(seed))
-    assert hits, f"no kill hit a running process (seed {seed})"
+    print(f"seed {seed}")
+    train_with_a_kill(words, killed, random.Random(seed))
     one, other = only_run(whole), only_run(killed)
     step, state = newest_state(one)
     assert step == 10
@@ -73,7 +90,7 @@ def test_killed_run_ends_bit_identical(tmp_path: Path, words: list[str]) -> None
     assert again == step
     state["observer"].pop("run_id")
     resumed["observer"].pop("run_id")
-    assert differences(state, resumed) == [], f"seed {seed}"
+    assert differences(state, resumed) == []
     assert (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
     losses = [{r["step"]: r["loss"] for r in records(folder, "train")} for folder in (one, other)]
     assert losses[0] == losses[1]
@@ -90,53 +107,50 @@ def test_signal_saves_at_the_next_step_and_says_again(
 ) -> None:
     folder = tmp_path / "runs"
     words = ["steps=1000", "save=1000 epochs", "evaluate.every=1000", "log.every=1"]
-    process = start(words, folder)
-    while not list(folder.glob("*/log.jsonl")) or not records(only_run(folder), "train"):
-        assert process.poll() is None, (tmp_path / "runs.out").read_text()
-        time.sleep(0.05)
-    process.send_signal(number)
-    assert process.wait() == code
+    with begin(words, folder) as process:
+        until(lambda: steps(folder), process, lambda: said(folder))
+        process.send_signal(number)
+        assert process.wait() == code, said(folder)
     step, _ = newest_state(only_run(folder))
     (stopped,) = (r for r in records(only_run(folder), "event") if r["event"] == "stopped")
     assert stopped["step"] == step
-    assert f"stopped by {number.name} after step {step}" in (tmp_path / "runs.out").read_text()
+    assert f"stopped by {number.name} after step {step}" in said(folder)
 
 
 def test_signal_stops_all_ranks_at_the_same_step(tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     words = ["steps=1000", "save=1000 epochs", "processes=2", "sync=anchor", "log.every=1"]
-    process = start([*words, "evaluate.every=1000"], folder)
-    while not list(folder.glob("*/log.jsonl")) or not records(only_run(folder), "train"):
-        assert process.poll() is None, (tmp_path / "runs.out").read_text()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait() == 75
+    with begin([*words, "evaluate.every=1000"], folder) as process:
+        until(lambda: steps(folder), process, lambda: said(folder))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 75, said(folder)
     run = only_run(folder)
-    steps = {newest_state(run, rank)[1]["parts"]["sync"]["mixed"] for rank in (0, 1)}
-    assert steps == {newest_state(run)[0]}
+    mixed = {newest_state(run, rank)[1]["parts"]["sync"]["mixed"] for rank in (0, 1)}
+    assert mixed == {newest_state(run)[0]}
 
 
 def test_finished_run_says_so_and_never_keeps_the_old_one(tmp_path: Path) -> None:
-    words, runs, out = ["steps=2", "evaluate.every=1000"], tmp_path / "runs", tmp_path / "runs.out"
-    assert start(words, runs).wait() == 0, out.read_text()
+    words, runs = ["steps=2", "evaluate.every=1000"], tmp_path / "runs"
+    train(words, runs)
     folder = only_run(runs)
     before = (folder / "log.jsonl").read_bytes()
-    assert start(words, runs).wait() == 0, out.read_text()
-    assert f"{folder} is finished" in out.read_text()
+    train(words, runs)
+    assert f"{folder} is finished" in said(runs)
     assert (folder / "log.jsonl").read_bytes() == before
-    assert start([*words, "resume=never"], runs).wait() == 0, out.read_text()
+    train([*words, "resume=never"], runs)
     assert (tmp_path / "runs" / f"{folder.name}.old1" / "log.jsonl").read_bytes() == before
 
 
 def test_damaged_newest_checkpoint_is_named_and_the_one_before_used(tmp_path: Path) -> None:
-    process = start(["log.every=1"], tmp_path / "runs")
-    wait_for_checkpoint(tmp_path / "runs", process, after=3)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    folder = only_run(tmp_path / "runs")
+    runs = tmp_path / "runs"
+    with begin(["log.every=1"], runs) as process:
+        until(lambda: len(checkpoints(runs)) > 1, process, lambda: said(runs))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    folder = only_run(runs)
     newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
     os.truncate(newest / "rank0.pt", 1000)
-    assert start(["log.every=1"], tmp_path / "runs").wait() == 0
+    train(["log.every=1"], runs)
     (event,) = (r for r in records(folder, "event") if r["event"] == "checkpoint_rejected")
     assert newest.name in event["reason"]
-    assert newest.name in (tmp_path / "runs.out").read_text()
+    assert newest.name in said(runs)

@@ -6,14 +6,14 @@ import errno
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from graftwerk.storage import problem
-from running import PYTHON, TINY, command, newest_state, only_run, records
+from running import TINY, Forked, checkpoints, newest_state, only_run, records, until
 
 WORDS = ["steps=100000", "save=1 step", "evaluate.every=100000", "log.every=1"]
 QUICK = ["save.patience=0.1", "log.tensorboard=false"]
@@ -44,34 +44,19 @@ def test_a_problem_says_what_to_do(tmp_path: Path, code: int, said: str) -> None
     assert "\n" not in text
 
 
-class Training:
+class Training(Forked):
     """A run in a process of its own."""
 
     def __init__(self, folder: Path, out: Path, *words: str) -> None:
         self.out = out
-        self.process = subprocess.Popen(
-            command("run", TINY, *WORDS, *QUICK, f"log.folder={folder}", *words),
-            env=os.environ | PYTHON,
-            stdout=out.open("ab"),
-            stderr=subprocess.STDOUT,
-        )
+        super().__init__("run", TINY, *WORDS, *QUICK, f"log.folder={folder}", *words, out=out)
 
     def until(self, there: Callable[[], object]) -> None:
-        while not there():
-            assert self.process.poll() is None, self.out.read_text()
-            time.sleep(0.05)
+        until(there, self, self.out.read_text)
 
     def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(300)
-
-
-def saved(folder: Path) -> list[int]:
-    return sorted(int(path.name[5:]) for path in folder.glob("*/checkpoints/step-*"))
-
-
-def failures(folder: Path) -> list[str]:
-    return [r["reason"] for r in records(only_run(folder), "event") if r["event"] == "save_failed"]
+        self.send_signal(signal.SIGTERM)
+        return self.wait()
 
 
 @pytest.fixture
@@ -86,96 +71,95 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def fill(folder: Path) -> Path:
-    """Leave no room at all."""
+def fill(folder: Path, training: Training) -> Path:
+    """Leave no room at all, until a save has failed; a checkpoint that goes later makes room."""
     ballast = folder / "ballast"
-    with ballast.open("wb") as file:
-        try:
-            while True:
-                file.write(bytes(2**16))
-                file.flush()
-        except OSError:
-            return ballast
+
+    def failed() -> bool:
+        with suppress(OSError), ballast.open("ab", buffering=0) as file:
+            while file.write(bytes(2**16)):
+                pass
+        return "save failed" in training.out.read_text()
+
+    training.until(failed)
+    return ballast
 
 
 def test_a_full_disk_ends_no_run_and_is_forgotten_when_there_is_room(
     tmp_path: Path, small_disk: Path
 ) -> None:
-    training = Training(small_disk, tmp_path / "out")
-    training.until(lambda: len(saved(small_disk)) == 2)
-    ballast = fill(small_disk)
-    training.until(lambda: "save failed" in training.out.read_text())
-    newest = saved(small_disk)[-1]
-    assert newest_state(only_run(small_disk))[0] == newest
-    ballast.unlink()
-    training.until(lambda: saved(small_disk)[-1] > newest)
-    training.until(lambda: records(only_run(small_disk), "train")[-1]["step"] > newest)
-    assert training.stop() == 75, training.out.read_text()
-    said = training.out.read_text()
-    assert "free space there" in said
-    assert "Traceback" not in said
-    newest_state(only_run(small_disk))
-    assert not list(small_disk.glob("*/checkpoints/.*"))
+    with Training(small_disk, tmp_path / "out") as training:
+        training.until(lambda: len(checkpoints(small_disk)) > 1)
+        ballast = fill(small_disk, training)
+        newest = checkpoints(small_disk)[-1]
+        assert newest_state(only_run(small_disk))[0] == newest
+        ballast.unlink()
+        training.until(lambda: checkpoints(small_disk)[-1] > newest)
+        training.until(lambda: records(only_run(small_disk), "train")[-1]["step"] > newest)
+        assert training.stop() == 75, training.out.read_text()
+        said = training.out.read_text()
+        assert "free space there" in said
+        assert "Traceback" not in said
+        newest_state(only_run(small_disk))
+        assert not list(small_disk.glob("*/checkpoints/.*"))
 
 
 def test_the_last_save_fails_with_a_message_and_a_code(tmp_path: Path, small_disk: Path) -> None:
-    training = Training(small_disk, tmp_path / "out")
-    training.until(lambda: saved(small_disk))
-    ballast = fill(small_disk)
-    training.until(lambda: "save failed" in training.out.read_text())
-    assert training.stop() == 74
-    newest = saved(small_disk)[-1]
-    said = training.out.read_text()
-    assert f"once there is room, the same command goes on after step {newest}" in said
-    assert "Traceback" not in said
+    with Training(small_disk, tmp_path / "out") as training:
+        training.until(lambda: checkpoints(small_disk))
+        ballast = fill(small_disk, training)
+        assert training.stop() == 74
+        newest = checkpoints(small_disk)[-1]
+        said = training.out.read_text()
+        assert f"once there is room, the same command goes on after step {newest}" in said
+        assert "Traceback" not in said
     ballast.unlink()
-    again = Training(small_disk, tmp_path / "again")
-    again.until(lambda: saved(small_disk)[-1] > newest)
-    assert again.stop() == 75
+    with Training(small_disk, tmp_path / "again") as again:
+        again.until(lambda: checkpoints(small_disk)[-1] > newest)
+        assert again.stop() == 75
     assert "resumed" in again.out.read_text()
 
 
 def test_a_folder_that_vanishes_and_comes_back(tmp_path: Path) -> None:
     folder = tmp_path / "runs"
-    training = Training(folder, tmp_path / "out")
-    training.until(lambda: saved(folder))
-    run = only_run(folder)
-    run.rename(tmp_path / "elsewhere")
-    training.until(lambda: "the folder is gone" in training.out.read_text())
-    assert not run.exists()  # it might be a disk that is not mounted
-    (tmp_path / "elsewhere").rename(run)
-    newest = saved(folder)[-1]
-    training.until(lambda: saved(folder)[-1] > newest)
-    assert training.stop() == 75, training.out.read_text()
+    with Training(folder, tmp_path / "out") as training:
+        training.until(lambda: checkpoints(folder))
+        run = only_run(folder)
+        run.rename(tmp_path / "elsewhere")
+        training.until(lambda: "the folder is gone" in training.out.read_text())
+        assert not run.exists()  # it might be a disk that is not mounted
+        (tmp_path / "elsewhere").rename(run)
+        newest = checkpoints(folder)[-1]
+        training.until(lambda: checkpoints(folder)[-1] > newest)
+        assert training.stop() == 75, training.out.read_text()
 
 
 def test_a_second_signal_leaves_at_once_and_the_last_checkpoint_stays(
     tmp_path: Path, small_disk: Path
 ) -> None:
-    training = Training(small_disk, tmp_path / "out", "save.patience=600")
-    training.until(lambda: saved(small_disk))
-    fill(small_disk)
-    training.until(lambda: "save failed" in training.out.read_text())
-    said = training.out.read_text().count("save failed")
-    training.process.send_signal(signal.SIGTERM)
-    training.until(lambda: training.out.read_text().count("save failed") > said + 1)
-    training.process.send_signal(signal.SIGTERM)
-    assert training.process.wait(300) == -signal.SIGTERM
-    newest_state(only_run(small_disk))
+    with Training(small_disk, tmp_path / "out", "save.patience=600") as training:
+        training.until(lambda: checkpoints(small_disk))
+        fill(small_disk, training)
+        said = training.out.read_text().count("save failed")
+        training.send_signal(signal.SIGTERM)
+        training.until(lambda: training.out.read_text().count("save failed") > said + 1)
+        training.send_signal(signal.SIGTERM)
+        assert training.wait() == -signal.SIGTERM
+        newest_state(only_run(small_disk))
 
 
 def test_a_disk_that_becomes_read_only(tmp_path: Path, small_disk: Path) -> None:
-    training = Training(small_disk, tmp_path / "out")
-    training.until(lambda: saved(small_disk))
-    newest = saved(small_disk)[-1]
-    checkpoints = next(small_disk.glob("*/checkpoints"))
-    bind = ["mount", "--bind", str(checkpoints), str(checkpoints)]
-    subprocess.run(bind, check=True)
-    try:
-        subprocess.run(["mount", "-o", "remount,ro,bind", str(checkpoints)], check=True)
-        training.until(lambda: "Read-only file system" in training.out.read_text())
-        subprocess.run(["mount", "-o", "remount,rw,bind", str(checkpoints)], check=True)
-        training.until(lambda: saved(small_disk)[-1] > newest + 1)
-        assert training.stop() == 75
-    finally:
-        subprocess.run(["umount", "-l", str(checkpoints)], check=False)
+    with Training(small_disk, tmp_path / "out") as training:
+        training.until(lambda: checkpoints(small_disk))
+        newest = checkpoints(small_disk)[-1]
+        folder = str(only_run(small_disk) / "checkpoints")
+        bind = ["mount", "--bind", folder, folder]
+        subprocess.run(bind, check=True)
+        try:
+            subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+            training.until(lambda: "Read-only file system" in training.out.read_text())
+            subprocess.run(["mount", "-o", "remount,rw,bind", folder], check=True)
+            training.until(lambda: checkpoints(small_disk)[-1] > newest + 1)
+            assert training.stop() == 75
+        finally:
+            subprocess.run(["umount", "-l", folder], check=False)

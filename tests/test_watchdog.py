@@ -6,13 +6,13 @@ import os
 import random
 import signal
 import socket
-import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from torch import nn
@@ -26,7 +26,16 @@ from graftwerk.board import Board
 from graftwerk.log.summary import summarize
 from graftwerk.pace import TIMES, WINDOW, Pace, Stragglers, slow_ranks
 from graftwerk.signals import StoppedError, last_moment
-from running import PYTHON, TINY, Forked, command, newest_state, only_run, records, train_here
+from running import (
+    TINY,
+    Forked,
+    checkpoints,
+    newest_state,
+    only_run,
+    records,
+    train_here,
+    until,
+)
 
 # ---------------------------------------------------------------- start
 
@@ -81,34 +90,22 @@ def test_all_that_come_go_on() -> None:
 
 
 def test_rank_0_that_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = str(unused.getsockname()[1])
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", port)
-    with pytest.raises(MissingError, match=rf"did not reach rank 0 at 127.0.0.1:{port} within 1 s"):
-        arrival.open_store(1, 1.0)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # nobody listens, and nobody else can
+        port = str(silent.getsockname()[1])
+        monkeypatch.setenv("MASTER_PORT", port)
+        said = rf"did not reach rank 0 at 127.0.0.1:{port} within 1 s"
+        with pytest.raises(MissingError, match=said):
+            arrival.open_store(1, 1.0)
 
 
-def in_thread(work: Callable[[], None]) -> Callable[[], Exception | None]:
-    import threading
-
-    errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            work()
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-
-    def ended() -> Exception | None:
-        thread.join(60)
-        return errors[0] if errors else None
-
-    return ended
+def in_thread(work: Callable[[], None]) -> Callable[[], BaseException | None]:
+    """Its error, once it has ended."""
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(work)
+    pool.shutdown(wait=False)
+    return future.exception
 
 
 # ---------------------------------------------------------------- who is slow, who is silent
@@ -137,17 +134,22 @@ def test_a_straggler_is_told_once_and_only_if_it_lasts() -> None:
     assert 2 < told[4 + TIMES][3] < 4
 
 
-def test_pace_counts_forward_passes_and_nothing_else() -> None:
+def test_pace_counts_forward_passes_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+
     class Slow(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            time.sleep(0.05)
+            nonlocal now
+            now += 0.25
             return x
 
     pace, net = Pace(torch.device("cpu")), Slow()
     pace.follow(net)
-    net(torch.zeros(1))
-    time.sleep(0.5)
-    assert 0.05 <= pace.busy < 0.5
+    for _ in range(3):
+        net(torch.zeros(1))
+        now += 8.0
+    assert pace.busy == 0.75
 
 
 def test_a_board_tells_who_stands_where_and_who_does_not_answer() -> None:
@@ -197,13 +199,6 @@ def test_rank_0_hears_of_stragglers_from_the_board() -> None:
         board.stop()
 
 
-def until(there: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 600
-    while not there():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_the_last_moment_of_a_job() -> None:
     env = {"SLURM_JOB_START_TIME": "1000", "SLURM_JOB_END_TIME": "2000"}
     assert last_moment(env, 60) == 1940
@@ -229,44 +224,27 @@ def test_a_run_saves_and_stops_by_itself_before_its_job_ends(
 WORDS = [
     *("steps=1000", "objective=unhurried", "processes=2", "batch.micro=16", "log.every=1"),
     *("evaluate.every=1000", "save=3 steps", "log.tensorboard=false", "log.console=lines"),
-    *("faults.hang=2", "faults.hang_floor=8", "faults.start_timeout=150"),  # also within a save
+    "faults.start_timeout=150",
 ]
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+@contextmanager
+def training(folder: Path, out: Path, *words: str) -> Generator[Forked]:
     """A run on two ranks that has begun to train."""
-    process = subprocess.Popen(
-        command("run", TINY, *WORDS, *words, f"log.folder={folder}"),
-        env=os.environ | PYTHON,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    until(lambda: trains(folder) or process.poll() is not None)
-    assert process.poll() is None, process.communicate()[0]
-    return process
-
-
-def trains(folder: Path) -> bool:
-    return len(list(folder.glob("*/checkpoints/step-*"))) == 2
-
-
-def worker(process: subprocess.Popen[str], rank: int) -> psutil.Process:
-    children = psutil.Process(process.pid).children()
-    return next(child for child in children if child.environ().get("RANK") == str(rank))
+    words = ("run", TINY, *WORDS, *words, f"log.folder={folder}")
+    with Forked(*words, out=out, ranks=2) as process:
+        until(lambda: len(checkpoints(folder)) > 1, process, out.read_text)
+        yield process
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_stopped_rank_is_named_and_the_run_ends_to_go_on(tmp_path: Path, rank: int) -> None:
     folder, out = tmp_path / "runs", tmp_path / "out"
-    process = Forked("run", TINY, *WORDS, f"log.folder={folder}", out=out, ranks=2)
-    until(lambda: trains(folder) or process.poll() is not None)
-    assert process.poll() is None, out.read_text()
-    stopped, left = process.ranks[rank], process.ranks[1 - rank]
-    assert stopped.pid is not None
-    os.kill(stopped.pid, signal.SIGSTOP)
-    left.join()
-    stopped.kill()
+    with training(folder, out, "faults.hang=2", "faults.hang_floor=8") as process:
+        stopped, left = process.ranks[rank], process.ranks[1 - rank]
+        assert stopped.pid is not None
+        os.kill(stopped.pid, signal.SIGSTOP)
+        left.join()
     said = out.read_text()
     assert left.exitcode == 75, said
     other, host = 1 - rank, socket.gethostname()
@@ -282,20 +260,20 @@ def test_a_stopped_rank_is_named_and_the_run_ends_to_go_on(tmp_path: Path, rank:
 
 
 def test_a_slow_rank_is_told_and_a_killed_one_ends_the_run_to_go_on(tmp_path: Path) -> None:
-    process = start(tmp_path, "objective.rank=1", "batch.size=8", "batch.micro=4")
-    run = only_run(tmp_path)
+    folder, out, host = tmp_path / "runs", tmp_path / "out", socket.gethostname()
+    with training(folder, out, "objective.rank=1", "batch.size=8", "batch.micro=4") as process:
+        run = only_run(folder)
 
-    def stragglers() -> list[dict[str, Any]]:
-        return [event for event in records(run, "event") if event["event"] == "straggler"]
+        def stragglers() -> list[dict[str, Any]]:
+            return [event for event in records(run, "event") if event["event"] == "straggler"]
 
-    until(stragglers)
-    (found,) = stragglers()
-    host = socket.gethostname()
-    assert (found["slow_rank"], found["host"]) == (1, host)
-    assert f"host {host}: rank 1 on {host} takes" in "\n".join(summarize(run).lines())
-    worker(process, 1).kill()
-    said, _ = process.communicate(timeout=600)
-    assert process.returncode in (75, 137), said
+        (found,) = until(stragglers, process, out.read_text)
+        assert (found["slow_rank"], found["host"]) == (1, host)
+        assert f"host {host}: rank 1 on {host} takes" in "\n".join(summarize(run).lines())
+        process.ranks[1].kill()
+        process.ranks[0].join()
+        said = out.read_text()
+        assert process.ranks[0].exitcode == 75, said
     assert "lost another rank" in said
     assert "Traceback" not in said
     assert records(run, "train")

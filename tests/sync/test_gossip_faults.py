@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
 from graftwerk.axes import World
 from graftwerk.checkpoint import Checkpoints, read_tensors
-from running import PYTHON, TINY, command, only_run, records
+from running import PATIENCE, TINY, command, only_run, records, started, steps, until
 
 KEYS = [
     "sync=gossip",
@@ -46,35 +43,18 @@ def members(folder: Path) -> list[str]:
     return [r["workers"] for r in records(only_run(folder), "event") if r["event"] == "members"]
 
 
-def steps(folder: Path) -> list[int]:
-    found = list(folder.glob("*/log.jsonl"))
-    return [record["step"] for record in records(only_run(folder), "train")] if found else []
-
-
-def until(condition: Callable[[], bool], process: subprocess.Popen[bytes], out: Path) -> None:
-    while not condition():
-        assert process.poll() is None, out.read_text()
-        time.sleep(0.1)
-
-
 def test_a_killed_worker_is_replaced_and_the_run_ends(tmp_path: Path) -> None:
     """Rank 0, which writes the log: the other one goes on, and then both."""
     folder, out = tmp_path / "runs", tmp_path / "out"
     words = [TINY, *KEYS, "processes=2", "steps=100000", f"log.folder={folder}"]
-    with out.open("wb") as log:
-        process = subprocess.Popen(
-            command("run", *words), env=os.environ | PYTHON, stdout=log, stderr=log
-        )
-    try:
-        until(lambda: len(steps(folder)) > 3, process, out)
+    with out.open("wb") as log, started(command("run", *words), log) as process:
+        until(lambda: len(steps(folder)) > 3, process, out.read_text)
         os.kill(workers(process.pid)[0], signal.SIGKILL)
-        until(lambda: members(folder)[-2:] == ["1", "0 1"], process, out)
+        until(lambda: members(folder)[-2:] == ["1", "0 1"], process, out.read_text)
         reached = steps(folder)[-1]
-        until(lambda: steps(folder)[-1] > reached + 3, process, out)
+        until(lambda: steps(folder)[-1] > reached + 3, process, out.read_text)
         process.terminate()
-        assert process.wait() == 75, out.read_text()
-    finally:
-        process.kill()
+        assert process.wait(PATIENCE) == 75, out.read_text()
     entry = Checkpoints(only_run(folder) / "checkpoints", World(), keep=1).entries()[0]
     shards = [read_tensors(entry.folder / name) for name in entry.verify()["files"]]
     assert len(shards) == 2, out.read_text()

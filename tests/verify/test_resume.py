@@ -8,14 +8,13 @@ import random
 import signal
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 from graftwerk.cli import main
-from running import PYTHON, TINY, command
+from running import PATIENCE, PYTHON, TINY, Forked, command, steps, until
 
 HIDDEN = f"{Path(__file__).parent / 'hidden.py'}:forgetful"
 KEYS = ["data.workers=0", "evaluate.every=1000"]
@@ -64,15 +63,15 @@ def test_a_run_that_is_not_there_is_named(
 
 def test_a_verification_that_is_ended_ends_its_training(tmp_path: Path) -> None:
     words = ["verify-resume", TINY, "--folder=both", "objective=unhurried", "steps=1000", *KEYS]
-    process = subprocess.Popen(command(*words), cwd=tmp_path, env=os.environ | PYTHON)
-    while not list(tmp_path.glob("both/whole/tiny-*/log.jsonl")):
-        assert process.poll() is None
-        time.sleep(0.1)
-    started = psutil.Process(process.pid).children(recursive=True)
-    assert started
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 128 + signal.SIGTERM
-    assert psutil.wait_procs(started, timeout=60)[1] == []
+    words += ["log.every=1"]
+    out = tmp_path / "out"
+    with Forked(*words, out=out, cwd=tmp_path) as process:
+        until(lambda: steps(tmp_path / "both" / "whole"), process, out.read_text)
+        begun = psutil.Process(process.ranks[0].pid).children(recursive=True)
+        assert begun
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 128 + signal.SIGTERM
+        assert psutil.wait_procs(begun, timeout=PATIENCE)[1] == []
 
 
 @pytest.mark.slow
