@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from graftwerk.cli import main
+from graftwerk.data.config import Higgs
 from graftwerk.errors import ConfigError
 from graftwerk.grid import grid, together
 from graftwerk.launch.sweep import Sweep
@@ -99,6 +100,16 @@ def test_no_run_of_a_grid_is_another_s(name: str) -> None:
 def test_the_grid_of_imagenet_has_dense_and_static_runs_too() -> None:
     runs = find_pipeline("dst_imagenet_resnet50").runs.values()
     assert [run.sparsity.kind for run in runs] == ["dense", "static", *["dst"] * 6]
+    dynamic = [run.sparsity for run in runs if isinstance(run.sparsity, Dst)]
+    assert {(one.grow, one.every, one.before_step) for one in dynamic} == {("gradient", 800, True)}
+    assert len({one.prune for one in dynamic}) == 6
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_family_validates_on_its_test_images(name: str) -> None:
+    for run in find_pipeline(name).runs.values():
+        data = run.data
+        assert not data.test if isinstance(data, Higgs) else getattr(data, "holdout", 0) == 0.1
 
 
 def test_runs_at_the_start_stop_after_the_first_update() -> None:

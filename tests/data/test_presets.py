@@ -34,6 +34,20 @@ def test_a_preset_takes_any_format_and_counts_the_classes(
     assert Data.kinds.keys() >= {"imagenet21k_p", "inaturalist", "cifar10", "tiny_imagenet"}
 
 
+def test_the_environment_names_a_preset_that_can_be_staged(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("IMAGENET_PYTORCH", raising=False)
+    monkeypatch.setattr(ImageNet, "num_classes", 3)
+    with pytest.raises(DataError, match="folder of imagenet, or set IMAGENET_PYTORCH to it"):
+        opened("imagenet")
+    folder = write_files(tree(rng), tmp_path / "a")
+    monkeypatch.setenv("IMAGENET_PYTORCH", str(folder))
+    assert same(opened("imagenet"), opened("imagenet", folder))
+    staged = opened("imagenet", stage=str(tmp_path / "disk"))
+    assert str(tmp_path / "disk") in staged.train.name(0)
+
+
 def test_food101(tmp_path: Path, rng: np.random.Generator):
     lists = {"train": ["pho/2", "pho/1", "ramen/7"], "test": ["ramen/3"]}
     root = tmp_path / "food-101"

@@ -41,6 +41,18 @@ def test_the_published_layout(root: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert target == 0
 
 
+def test_holdout_is_of_each_class_and_leaves_the_published_split_alone(root: Path) -> None:
+    splits = TinyImageNet(path=root, holdout=0.4).open(seed=0)
+    assert splits.train.targets.tolist() == [0, 0, 1, 1]
+    assert splits.val.targets.tolist() == [0, 1]
+    parts = (splits.train, splits.val)
+    names = {part.name(i) for part in parts for i in range(len(part))}
+    assert len(names) == 6
+    assert all("/train/" in name for name in names)
+    other = TinyImageNet(path=root, holdout=0.4).open(seed=1)
+    assert [other.val.name(i) for i in (0, 1)] == [splits.val.name(i) for i in (0, 1)]
+
+
 def test_validation_images_sorted_into_folders(root: Path) -> None:
     (root / "val" / "val_annotations.txt").unlink()
     for i in range(2):

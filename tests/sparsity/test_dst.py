@@ -283,6 +283,28 @@ def test_weights_that_are_not_finite_end_the_run() -> None:
         live.sparsity.after_step(step)
 
 
+def test_scores_that_are_no_numbers_are_named_and_nothing_changes() -> None:
+    """GraSP's own passes overflow where those of training did not."""
+    live = Live(every=1, prune="grasp")
+    step, masks = live.backward(), [layer.mask.clone() for layer in live.layers]
+    step.batch = live.batch._replace(images_nchw=torch.full((16, 2, 8, 8), torch.nan).double())
+    with pytest.raises(GraftwerkError, match=r"sparsity.prune: 'grasp' finds .* in conv, hidden"):
+        live.sparsity.before_step(step)
+    assert all(torch.equal(m, layer.mask) for m, layer in zip(masks, live.layers, strict=True))
+
+
+@pytest.mark.parametrize("init", ["snip", "grasp", "magnitude"])
+def test_first_scores_that_are_no_numbers_are_named(init: str) -> None:
+    live = Live()
+    with torch.no_grad():
+        live.objective.net.get_parameter("hidden.weight")[0, 0] = torch.nan
+    other = DynamicSparsity(load(Sparsity, {"kind": "dst", "init": init}))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(GraftwerkError, match=rf"sparsity.init: '{init}' finds scores .*hidden"):
+        other.attach(
+            live.objective, live.optimizer, axes.Sync(), live.batch, seed=0, total_steps=TOTAL
+        )
+
+
 def test_momentum_growth_needs_momentum() -> None:
     live = Live(optimizer="Adagrad", grow="momentum")
     with pytest.raises(ConfigError, match=r"sparsity.grow: 'momentum' is not kept by Adagrad"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from graftwerk.config import Choice, Node
+from graftwerk.errors import DataError
 
 if TYPE_CHECKING:
     from graftwerk.data.source import Splits
@@ -59,12 +61,27 @@ class Data(Choice):
 
     def open(self, seed: int) -> Splits:
         """Find the images; raises `DataError` naming the folder or file that is wrong."""
-        splits = self.staged().find(seed)
+        splits = self.located().staged().find(seed)
         if self.fraction == 1:
             return splits
         from graftwerk.data.source import fraction
 
         return replace(splits, train=fraction(splits.train, self.fraction, seed))
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that names the data of this kind where `path` is not set."""
+        return f"{self.kind.upper()}_PYTORCH"
+
+    def located(self) -> Data:
+        """This data with the path that the environment names, where it has none of its own."""
+        if getattr(self, "path", Path()) is not None:
+            return self
+        if self.variable not in os.environ:
+            raise DataError(
+                f"data.path: name the folder of {self.kind}, or set {self.variable} to it"
+            )
+        return self.model_copy(update={"path": Path(os.environ[self.variable])})
 
     def staged(self) -> Data:
         """This data on the node's own disk, where that is wanted and possible."""
@@ -175,7 +192,7 @@ class Hdf5(Archives, kind="hdf5"):
 class TorchvisionData(Data):
     """One of torchvision's data sets in its usual files below `path`; never downloaded.
 
-    Without a path, the environment variable KIND_PYTORCH (``CIFAR10_PYTORCH``) names it.
+    Found by KIND_PYTORCH (``CIFAR10_PYTORCH``) without a path.
     """
 
     path: Path | None = None
@@ -187,6 +204,7 @@ class TorchvisionData(Data):
         from graftwerk.data.torchvision import open_torchvision
 
         del seed
+        assert self.path is not None
         return open_torchvision(self.kind, self.path, self.holdout)
 
 
@@ -226,12 +244,20 @@ class TinyImageNet(Data, kind="tiny_imagenet"):
     """200 classes of 64×64 pixels as they are published; found by TINY_IMAGENET without a path."""
 
     path: Path | None = None
+    holdout: float = Field(default=0.0, ge=0, lt=1)
+    """If more than 0, validation is this share of each class's training images, the same for every
+    seed, and the published validation images stay unseen."""
+
+    @property
+    def variable(self) -> str:
+        return "TINY_IMAGENET"
 
     def find(self, seed: int) -> Splits:
         from graftwerk.data.tiny_imagenet import open_tiny_imagenet
 
         del seed
-        return open_tiny_imagenet(self.path)
+        assert self.path is not None
+        return open_tiny_imagenet(self.path, self.holdout)
 
 
 class Table(Data, kind="table"):
@@ -250,6 +276,10 @@ class Table(Data, kind="table"):
     test: bool = False
     """Score the test rows instead of the validation rows."""
     workers: int | None = Field(default=0, ge=0)
+
+    @property
+    def variable(self) -> str:
+        return "TABULAR_DATA_DIR"
 
     @property
     def channels(self) -> int:

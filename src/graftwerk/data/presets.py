@@ -16,17 +16,18 @@ if TYPE_CHECKING:
 class Preset(Data):
     """A published data set in any format that `graftwerk data pack` reads, told by what lies there.
 
-    Its number of classes is checked.
+    Its number of classes is checked. Found by KIND_PYTORCH (``IMAGENET_PYTORCH``) without a path.
     """
 
     num_classes: ClassVar[int]
-    path: Path
+    path: Path | None = None
     holdout: float = Field(default=0.1, gt=0, lt=1)
     """The share of each class held out where no split to validate on is there."""
 
     def find(self, seed: int) -> Splits:
         from graftwerk.data.named import open_preset
 
+        assert self.path is not None
         return open_preset(self.kind, self.path, self.num_classes, self.holdout, seed)
 
 

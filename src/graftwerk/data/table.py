@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from graftwerk.data.config import Table
 
 SUFFIXES = (".csv", ".parquet")
-VARIABLE = "TABULAR_DATA_DIR"
 SPLIT_SEED = 42
 """That of the paper on dynamic sparse training, whatever the run's seed."""
 
@@ -53,6 +51,7 @@ def open_table(config: Table) -> Splits:
     """
     from sklearn.model_selection import train_test_split
 
+    assert config.path is not None
     path = find_table(config.path)
     names, table = _read(path)
     values_nc, targets, classes = _columns(path, names, table, config)
@@ -75,12 +74,8 @@ def open_table(config: Table) -> Splits:
     return Splits(learnt, scored, classes)
 
 
-def find_table(path: Path | None) -> Path:
-    """A file, or the only table in a folder; without a path that of `TABULAR_DATA_DIR`."""
-    if path is None:
-        if VARIABLE not in os.environ:
-            raise DataError(f"data.path: name a table (CSV or Parquet), or set {VARIABLE}")
-        path = Path(os.environ[VARIABLE])
+def find_table(path: Path) -> Path:
+    """A file, or the only table in a folder."""
     path = path.expanduser()
     if not path.is_dir():
         if not path.is_file():

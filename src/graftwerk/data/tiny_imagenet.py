@@ -7,28 +7,33 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from graftwerk.data.folder import FolderSource, list_images, open_folder
-from graftwerk.data.source import Splits
+from graftwerk.data.source import Part, Splits, stratified_split
 from graftwerk.errors import DataError
 
-VARIABLE = "TINY_IMAGENET"
 ANNOTATIONS = Path("val", "val_annotations.txt")
 
 
-def open_tiny_imagenet(path: Path | None) -> Splits:
+def open_tiny_imagenet(path: Path, holdout: float = 0.0) -> Splits:
     """The data set in its published layout, or with `val` sorted into class folders.
 
-    Raises DataError naming the folder, file or line that is wrong.
+    With `holdout`, so large a share of each class's training images is the validation split, always
+    the same, and the published one is left alone. Raises DataError naming the folder, file or line
+    that is wrong.
     """
-    if path is None:
-        if VARIABLE not in os.environ:
-            raise DataError(f"data.path: name the folder of Tiny-ImageNet, or set {VARIABLE} to it")
-        path = Path(os.environ[VARIABLE])
-    path = path.expanduser()
+    splits = _published(path.expanduser())
+    if not holdout:
+        return splits
+    kept, held_out = stratified_split(splits.train.targets, holdout, seed=0)
+    return replace(splits, train=Part(splits.train, kept), val=Part(splits.train, held_out))
+
+
+def _published(path: Path) -> Splits:
     if not (path / ANNOTATIONS).exists():
         return open_folder(path, holdout=0.1, seed=0)
     tree = list_images(path / "train")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +44,7 @@ class TorchvisionSource:
         return f"{self.title}[{self.positions[index]}]"
 
 
-def open_torchvision(kind: str, path: Path | None, holdout: float = 0.0) -> Splits:
+def open_torchvision(kind: str, path: Path, holdout: float = 0.0) -> Splits:
     """The data set `kind` below `path`, which torchvision calls its root.
 
     With `holdout` the last share of the training images is the validation split, else the test
@@ -54,7 +53,7 @@ def open_torchvision(kind: str, path: Path | None, holdout: float = 0.0) -> Spli
     Raises:
         DataError: names the files that are missing or are not what their checksums say.
     """
-    path = (path or _from_environment(kind)).expanduser()
+    path = path.expanduser()
     cls = DATASETS[kind]
     try:
         train, val = cls(path, train=True), cls(path, train=False)
@@ -68,13 +67,6 @@ def open_torchvision(kind: str, path: Path | None, holdout: float = 0.0) -> Spli
         held_out if holdout > 0 else test,
         tuple(train.classes),
     )
-
-
-def _from_environment(kind: str) -> Path:
-    variable = f"{kind.upper()}_PYTORCH"
-    if variable not in os.environ:
-        raise DataError(f"data.path: name the folder of {kind}, or set {variable} to it")
-    return Path(os.environ[variable])
 
 
 def _problems(cls: type[CIFAR10 | MNIST], path: Path, error: Exception) -> list[str]:

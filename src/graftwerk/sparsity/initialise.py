@@ -13,7 +13,7 @@ from graftwerk.errors import ConfigError
 from graftwerk.sparsity import probe
 from graftwerk.sparsity.allocation import ALLOCATIONS
 from graftwerk.sparsity.config import Static
-from graftwerk.sparsity.masks import MaskedWeight
+from graftwerk.sparsity.masks import MaskedWeight, check_numbers
 from graftwerk.sparsity.select import lowest_among, lowest_per_group
 
 
@@ -52,6 +52,7 @@ def initialise(
         scores = [random_scores(layer.weight, seed, i) for i, layer in enumerate(layers)]
         return _place(layers, config, densities, scores)
     scores = [-sync.mean_(score) for score in _importance(layers, config, objective, batch)]
+    check_numbers(f"sparsity.init: {config.init!r}", layers, scores)
     units = [layer.unit_scores(score) for layer, score in zip(layers, scores, strict=True)]
     everything = torch.cat([unit.flatten() for unit in units])
     count = round(density * everything.numel())

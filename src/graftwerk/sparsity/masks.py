@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
 
-from graftwerk.errors import ConfigError
+from graftwerk.errors import ConfigError, GraftwerkError
 from graftwerk.sparsity.select import number, places
 from graftwerk.sparsity.structure import Unstructured
 
@@ -96,6 +96,17 @@ def apply(layers: Iterable[MaskedWeight]) -> None:
     torch._foreach_mul_(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         [layer.weight for layer in layers], factors
     )
+
+
+def check_numbers(what: str, layers: Iterable[MaskedWeight], scores: Iterable[Tensor]) -> None:
+    """Raises GraftwerkError where a score is no number, and so has no place in a ranking."""
+    bad = [layer.name for layer, s in zip(layers, scores, strict=True) if s.isnan().any()]
+    if bad:
+        raise GraftwerkError(
+            f"{what} finds scores that are no numbers in {', '.join(bad)}: its passes overflow at "
+            "these weights; lower optim.lr, or use a criterion without passes of its own "
+            "(what was saved before is intact)"
+        )
 
 
 def dimensions(over: str, ndim: int) -> tuple[int, ...]:

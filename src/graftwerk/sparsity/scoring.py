@@ -11,7 +11,7 @@ from graftwerk.axes import Batch, Objective, Sync
 from graftwerk.sparsity import criteria, probe, state
 from graftwerk.sparsity.config import Dst
 from graftwerk.sparsity.initialise import random_scores
-from graftwerk.sparsity.masks import MaskedWeight, dimensions
+from graftwerk.sparsity.masks import MaskedWeight, check_numbers, dimensions
 
 PRUNE, GROW = 0, 1
 """Kinds of random numbers drawn for an update."""
@@ -56,12 +56,15 @@ class Scorer:
             running.zero_()
 
     def worth(self, criterion: str) -> list[Tensor]:
-        """What each active unit is worth; zeros elsewhere. [g, m] for each layer"""
+        """What each active unit is worth; zeros elsewhere. [g, m] for each layer
+
+        Raises GraftwerkError where a score is no number, on all ranks alike.
+        """
+        scores = [self._sync.mean_(score) for score in self._active(criterion)]
+        check_numbers(f"sparsity.prune: {criterion!r}", self.layers, scores)
         return [
-            layer.unit_scores(self._normalized(layer.dense(self._sync.mean_(score), i), criterion))
-            for layer, score, i in zip(
-                self.layers, self._active(criterion), self._index, strict=True
-            )
+            layer.unit_scores(self._normalized(layer.dense(score, i), criterion))
+            for layer, score, i in zip(self.layers, scores, self._index, strict=True)
         ]
 
     def growth(self) -> list[Tensor]:
