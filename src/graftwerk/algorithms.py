@@ -22,12 +22,12 @@ def choose_algorithms(deterministic: bool) -> None:
 def check_execution(run: Run) -> None:
     """The scaler of fp16 unscales gradients before the optimizer's own vectors have them; 2:4
     products are in half precision."""
-    execution = getattr(run.sparsity, "execution", "masked")
+    execution = getattr(run.sparsity, "execution", None)
     if execution == "semi_structured" and run.precision == "fp32":
         raise ConfigError(
             ["sparsity.execution: 'semi_structured' computes in half precision; set precision=bf16"]
         )
-    if run.precision == "fp16" and execution != "masked":
+    if run.precision == "fp16" and execution not in (None, "masked"):
         raise ConfigError(
             [f"sparsity.execution: {execution!r} and fp16 don't go together; use bf16, or 'masked'"]
         )

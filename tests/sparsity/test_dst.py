@@ -48,7 +48,8 @@ class Live:
         self.optimizer = getattr(torch.optim, optimizer)(self.objective.parameters(), **options)
         images = torch.randn(16, 2, 8, 8, dtype=torch.float64)
         self.batch = Batch(images, torch.arange(16) % 4, torch.arange(16))
-        config = load(Sparsity, {"kind": kind, "every": 5, "density": 0.3} | keys)
+        tree = {"kind": kind, "every": 5, "density": 0.3, "execution": "masked"} | keys
+        config = load(Sparsity, tree)
         self.sparsity: Any = config.build()
         self.sparsity.attach(
             self.objective, self.optimizer, axes.Sync(), self.batch, seed=seed, total_steps=TOTAL

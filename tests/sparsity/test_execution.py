@@ -17,7 +17,7 @@ import doubles
 from graftwerk import axes
 from graftwerk.axes import Batch, Step
 from graftwerk.config import load
-from graftwerk.errors import ConfigError
+from graftwerk.errors import CheckpointError, ConfigError
 from graftwerk.objectives.supervised import Supervised
 from graftwerk.optim.config import Optim
 from graftwerk.optim.ema import Ema
@@ -41,7 +41,7 @@ def net() -> nn.Sequential:
 
 
 def trained(
-    execution: str,
+    execution: str | None,
     *,
     seed: int,
     steps: int = 12,
@@ -99,6 +99,51 @@ def test_a_compact_optimizer_does_what_a_masked_one_does(optim: str, grow: str, 
     masked, _ = trained("masked", seed=seed, **keys)
     compact, _ = trained("compact", seed=seed, **keys)
     same_network(masked, compact)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, "compact"),
+        ({"optim": "adamw", "prune": "snip"}, "compact"),
+        ({"optim": "lamb"}, "masked"),
+        ({"density": 0.6}, "masked"),
+        ({"start_density": 0.8}, "masked"),
+        ({"grow": "momentum"}, "masked"),
+        ({"redistribute": "momentum"}, "masked"),
+        ({"fresh": False}, "masked"),
+    ],
+)
+def test_what_is_used_where_nothing_is_asked_for(
+    keys: dict[str, Any], expected: str, seed: int
+) -> None:
+    masked, _ = trained("masked", seed=seed, **keys)
+    usual, _ = trained(None, seed=seed, **keys)
+    assert usual.execution == expected
+    same_network(masked, usual)
+
+
+def test_fp16_is_masked_where_nothing_is_asked_for(seed: int) -> None:
+    with torch.autocast("cpu", torch.float16):
+        assert trained(None, seed=seed, steps=0)[0].execution == "masked"
+
+
+@pytest.mark.parametrize("execution", ["masked", "compact"])
+def test_a_checkpoint_says_what_was_used(execution: str, seed: int) -> None:
+    state = trained(execution, seed=seed)[0].state_dict()
+    other = "compact" if execution == "masked" else "masked"
+    for asked in (None, other):
+        begun, optimizer = trained("masked", seed=seed, steps=0)
+        tree = {"kind": "dst", "every": 4, "density": 0.25, "execution": asked}
+        again: Any = load(Sparsity, tree).build()
+        again.bind(begun._objective, optimizer, axes.Sync(), seed=seed, total_steps=TOTAL)
+        if asked is None:
+            again.load_state_dict(state)
+            assert again.execution == execution
+            assert bool(again.compact) == (execution == "compact")
+        else:
+            with pytest.raises(CheckpointError, match=f"made with '{execution}', not '{other}'"):
+                again.load_state_dict(state)
 
 
 @pytest.mark.parametrize("prune", ["magnitude", "snip", "random", "running_magnitude"])

@@ -180,7 +180,7 @@ def _lines(axes: Axes, records: Sequence[Line], prefix: str, names: Sequence[str
         marker = "." if len(records) == 1 else ""
         label = name.replace("_", " ") if few else None
         axes.plot(*_curve(records, prefix + name), color=color, marker=marker, label=label)
-    if few:
+    if names and few:
         axes.legend(fontsize=8)
 
 

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
+from typing_extensions import override
 
 from graftwerk.config import Choice
 
@@ -81,10 +82,11 @@ class Static(Sparsity, kind="static"):
     exclude: tuple[str, ...] = ()
     temperature: float = Field(default=200.0, gt=0)
     """Divides the logits where GraSP scores."""
-    execution: Literal["masked", "compact", "csr", "bsr", "semi_structured", "auto"] = "masked"
+    execution: Literal["masked", "compact", "csr", "bsr", "semi_structured", "auto"] | None = None
     """`masked`: zeros in dense tensors; `compact`: so, but the optimizer sees only weights that
     exist; `csr`, `bsr`, `semi_structured` (2:4 on NVIDIA GPUs): linear layers compute on sparse
-    matrices; `auto`: on those, where that is faster."""
+    matrices; `auto`: on those, where that is faster. Unset: `compact` where it is known to be
+    faster (on CPUs, at densities to ½) and nothing asks for more, else `masked`."""
     scale_init: bool = False
     """Divide first weights by √density of their layer: Kaiming's fan-in as it is after masking."""
 
@@ -99,6 +101,11 @@ class Static(Sparsity, kind="static"):
         if self.execution == "semi_structured" and self.structure != "2:4":
             raise ValueError("execution=semi_structured is for structure=2:4 (with density=0.5)")
         return self
+
+    @property
+    def needs_all_state(self) -> bool:
+        """Whether optimizer state of inactive weights counts, as only `masked` keeps it."""
+        return False
 
     def build(self) -> axes.Sparsity:
         from graftwerk.sparsity.static import StaticSparsity
@@ -161,8 +168,8 @@ class Dst(Static, kind="dst"):
             )
         if balanced and (self.start_density is not None or self.grow == "none"):
             raise ValueError(f"structure {self.structure} can't change the density over time")
-        if self.execution != "masked":
-            if "momentum" in (self.grow, self.redistribute) or not self.fresh:
+        if self.execution not in (None, "masked"):
+            if self.needs_all_state:
                 raise ValueError(
                     f"execution={self.execution} keeps no momentum of weights that don't exist: "
                     "set execution=masked"
@@ -179,6 +186,11 @@ class Dst(Static, kind="dst"):
             if self.redistribute == "none" and self.scope == "layer" and self.init in SCORED:
                 raise ValueError(f"start_density with init={self.init} needs scope=global")
         return self
+
+    @property
+    @override
+    def needs_all_state(self) -> bool:
+        return "momentum" in (self.grow, self.redistribute) or not self.fresh
 
     @property
     def before_step(self) -> bool:

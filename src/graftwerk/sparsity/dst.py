@@ -201,7 +201,7 @@ class DynamicSparsity(StaticSparsity):
         if self.config.adjust != "none":
             state.adjust(layer, layer.expand(survivors), self.config.adjust)
         if self.config.fresh:
-            layer.weight.masked_fill_(came, 0)
+            state.zero(layer.weight, came)
             state.reset(self._optimizer, layer.weight, came)
         layer.set(layer.expand(survivors | grown))
 

@@ -26,6 +26,8 @@ from graftwerk.sparsity.structure import structure
 
 SAME = ("density", "structure", "init", "execution")
 """Keys of the config that a resumed run must share with its checkpoint."""
+FEW = 0.5
+"""Up to this density, vectors of active weights take less time and memory than dense tensors."""
 
 
 class StaticSparsity(axes.Sparsity):
@@ -35,6 +37,7 @@ class StaticSparsity(axes.Sparsity):
 
     def __init__(self, config: Static) -> None:
         self.config = config
+        self.execution = config.execution or "masked"
         self.layers: list[MaskedWeight] = []
         self.positions: dict[str, int] = {}
         """Places where each layer of the network applies its weights to an image."""
@@ -69,7 +72,16 @@ class StaticSparsity(axes.Sparsity):
                 with torch.no_grad():
                     layer.weight.div_((layer.active / layer.size) ** 0.5)
         apply(self.layers)
+        self.execution = config.execution or self._usual_execution()
         self._execute({}, rows=len(batch.images_nchw))
+
+    def _usual_execution(self) -> str:
+        """`compact` where that is faster and trains the same network. Under training's autocast."""
+        weight = self.layers[0].weight
+        scaled = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.half
+        faster = weight.is_cpu and self.first_density <= FEW and elementwise(self._optimizer)
+        more = scaled or self.config.needs_all_state
+        return "compact" if faster and not more else "masked"
 
     def _execute(self, forms: dict[str, str], rows: int = 0) -> None:
         """Hand the optimizer compact weights, and give linear layers their form.
@@ -77,7 +89,7 @@ class StaticSparsity(axes.Sparsity):
         `forms` are those of a checkpoint, "dense" where this device has no such form any more; what
         is not there is measured on `rows` images.
         """
-        wanted = self.config.execution
+        wanted = self.execution
         if wanted == "auto" and not elementwise(self._optimizer):
             wanted = "masked"
         if wanted == "masked":
@@ -196,18 +208,23 @@ class StaticSparsity(axes.Sparsity):
             "masks": {layer.name: layer.mask for layer in self.layers},
             "positions": self.positions,
             "forms": {e.compact.layer.name: e.form for e in self.executions},
-            "config": {key: getattr(self.config, key) for key in self.same},
+            "config": self._settings(),
         }
+
+    def _settings(self) -> dict[str, Any]:
+        return {key: getattr(self.config, key) for key in self.same} | {"execution": self.execution}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises CheckpointError where the checkpoint was made with other settings."""
         saved: dict[str, Any] = state.get("config", {})
         masks: dict[str, Tensor] = state.get("masks", {})
+        if self.config.execution is None:
+            self.execution = saved.get("execution", self.execution)
         problems = [
             f"sparsity.{key}: the checkpoint was made with {saved.get(key)!r}, not "
-            f"{getattr(self.config, key)!r}; go on with that, or start anew with resume=never"
-            for key in self.same
-            if saved.get(key) != getattr(self.config, key)
+            f"{value!r}; go on with that, or start anew with resume=never"
+            for key, value in self._settings().items()
+            if saved.get(key) != value
         ]
         if not problems and masks.keys() != {layer.name for layer in self.layers}:
             problems = ["sparsity: the checkpoint masks other layers than this run"]
