@@ -42,7 +42,7 @@ from torchvision.transforms import v2
 
 from graftwerk.data.config import IMAGENET_MEAN, IMAGENET_STD, Augment, Folder
 from graftwerk.data.finish import Finish
-from graftwerk.data.loader import Augmented, collate, seed_generators
+from graftwerk.data.loader import Augmented, seed_generators
 from graftwerk.data.pack import Recode, recoded
 from graftwerk.data.transforms import train_transform
 
@@ -79,7 +79,7 @@ def ours(raws: list[bytes], decode: str, interpolation: str, *, finished: bool =
         began = time.process_time()
         for start in range(0, len(raws), BATCH):
             keys = [(epoch, n, 0) for n in range(start, min(start + BATCH, len(raws)))]
-            batch = collate(images.__getitems__(keys))
+            batch = images.__getitems__(keys)
             if finished:
                 finish(batch)
         return time.process_time() - began

@@ -6,6 +6,8 @@ import random
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -60,6 +62,19 @@ def test_fast_and_exact_take_the_same_crop(rng: np.random.Generator, interpolati
         drawn = random.random()
         transformed(raw, key, "exact", interpolation=interpolation)
         assert random.random() == drawn  # the same number of random numbers went into it
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("side", [40, 90])
+def test_resizing_is_that_of_interpolate(rng: np.random.Generator, mode: str, side: int):
+    pixels_hwc = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels_hwc).save(buffer, "PPM")
+    augment = {"size": 64, "interpolation": mode, "scale": (1, 1), "ratio": (1, 1), "hflip": 1}
+    transform = train_transform(Augment.model_validate({**augment, "decode": "fast"}), DATA)
+    image_nchw = torch.from_numpy(pixels_hwc).flip(1)[None].permute(0, 3, 1, 2)
+    whole = F.interpolate(image_nchw, (64, 64), mode=mode, antialias=True)[0]
+    assert torch.equal(transform(buffer.getvalue()).image_chw, whole)
 
 
 def test_chroma_of_half_the_resolution_is_not_smoothed(rng: np.random.Generator):

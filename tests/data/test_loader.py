@@ -165,19 +165,6 @@ def _rows(batch: Batch) -> list[tuple[int, torch.Tensor]]:
     return list(zip(batch.indices.tolist(), batch.images_nchw, strict=True))
 
 
-def test_images_taken_in_turns_are_those_taken_one_by_one(images: Source):
-    damage(images, 3, 4, 17)
-    augment = Augment(size=16, decode="fast", interpolation="random")
-    samples = Augmented(images, train_transform(augment, DATA), seed=5, replace=True)
-    keys = [(epoch, index, 0) for epoch in range(2) for index in range(len(images))]
-    together = samples.__getitems__(keys)
-    assert [s.position for s in together[:5]] == [0, 1, 2, 5, 5]
-    for sample, key in zip(together, keys, strict=True):
-        alone = samples[key]
-        assert torch.equal(image_of(sample), image_of(alone))
-        assert sample[1:] == alone[1:]
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_global_generators_are_left_alone(images: Source, workers: int):
     def draw() -> tuple[float, float, float]:

@@ -18,7 +18,6 @@ from typing import Any, cast
 import numpy as np
 import simplejpeg
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
@@ -32,6 +31,10 @@ from graftwerk.data.turns import Steps, at_once
 
 PPM = re.compile(rb"P6\n(\d+) (\d+)\n255\n")
 SHRINKS = (8, 4, 2)
+RESIZE: dict[str, Callable[..., Tensor]] = {
+    "bilinear": torch.ops.aten._upsample_bilinear2d_aa.out,
+    "bicubic": torch.ops.aten._upsample_bicubic2d_aa.out,
+}
 
 
 class DecodedCrop:
@@ -55,8 +58,17 @@ class DecodedCrop:
     def __call__(self, raw: bytes | Image.Image) -> Tensor | Image.Image:
         return at_once(self.steps(raw))
 
-    def steps(self, raw: bytes | Image.Image) -> Steps[Tensor | Image.Image]:
-        """Drawing the crop, decoding, resizing; the first step draws all random numbers."""
+    @property
+    def shape_hwc(self) -> tuple[int, int, int]:
+        return (*self.size, 3 if self.mode == "rgb" else 1)
+
+    def steps(
+        self, raw: bytes | Image.Image, row_hwc: Tensor | None = None
+    ) -> Steps[Tensor | Image.Image]:
+        """Drawing the crop, decoding, resizing; the first step draws all random numbers.
+
+        A crop that torch resizes is written to `row_hwc`, where there is one, and nowhere else.
+        """
         mirrored = self.draw_mirrored()
         stored = stored_as(raw) if self.mode == "rgb" and isinstance(raw, bytes) else None
         if stored is None:
@@ -73,8 +85,10 @@ class DecodedCrop:
             image = resized_crop(image, *box, list(self.size), InterpolationMode(mode))
             return _mirrored(image, mirrored)
         yield
-        if mode in ("bilinear", "bicubic"):
-            return _resized(pixels, self.size, mode, mirrored)
+        if mode in RESIZE:
+            if row_hwc is None:
+                row_hwc = torch.empty((*self.size, 3), dtype=torch.uint8)
+            return _resized(pixels, mode, mirrored, row_hwc)
         image = Image.fromarray(pixels)
         resampling = Image.Resampling[mode.upper()]
         return _mirrored(image.resize(self.size[::-1], resampling), mirrored)
@@ -126,9 +140,11 @@ def _mirrored(image: Image.Image, mirrored: bool) -> Image.Image:
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
 
 
-def _resized(pixels_hwc: np.ndarray, size: tuple[int, int], mode: str, mirrored: bool) -> Tensor:
+def _resized(pixels_hwc: np.ndarray, mode: str, mirrored: bool, row_hwc: Tensor) -> Tensor:
+    """As `torch.nn.functional.interpolate`, which makes memory of its own for each image."""
     image_hwc = torch.from_numpy(pixels_hwc)
     if mirrored:
         image_hwc = image_hwc.flip(1)
-    image_nchw = image_hwc[None].permute(0, 3, 1, 2)  # stays channels-last
-    return F.interpolate(image_nchw, size, mode=mode, antialias=True)[0]
+    image_nchw, row_nchw = (hwc[None].permute(0, 3, 1, 2) for hwc in (image_hwc, row_hwc))
+    RESIZE[mode](image_nchw, row_nchw.shape[2:], align_corners=False, out=row_nchw)
+    return row_nchw[0]

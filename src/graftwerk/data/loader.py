@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import random
 import signal
@@ -15,7 +16,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from graftwerk.axes import Batch, Encoded, Erased
 from graftwerk.data.order import Key, Order
@@ -61,29 +62,35 @@ class Augmented(Dataset[Sample]):
     def __getitem__(self, key: Key) -> Sample:
         return at_once(self._sample(key))
 
-    def __getitems__(self, keys: Sequence[Key]) -> list[Sample]:
-        """As a DataLoader asks for them: the images of a batch, a few of them in turns."""
-        groups = (keys[start : start + TOGETHER] for start in range(0, len(keys), TOGETHER))
-        return [sample for group in groups for sample in in_turns(map(self._sample, group))]
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        """As a DataLoader asks for them: a batch, a few of its images in turns."""
+        if not isinstance(self.transform, Cropped):
+            return collate([self[key] for key in keys])
+        images_nhwc = memory((len(keys), *self.transform.crop.shape_hwc))
+        works = map(self._sample, keys, images_nhwc.unbind())
+        samples: list[Sample] = []
+        while group := list(itertools.islice(works, TOGETHER)):
+            samples += in_turns(group)
+        return collate(samples, images_nhwc)
 
-    def _sample(self, key: Key) -> Steps[Sample]:
+    def _sample(self, key: Key, row_hwc: Tensor | None = None) -> Steps[Sample]:
         epoch, index, repeat = key
         problems: list[str] = []
         for offset in range(min(MAX_UNREADABLE, len(self.source)) if self.replace else 1):
             position = (index + offset) % len(self.source)
             try:
                 seed_generators(self.seed, epoch, index, repeat)
-                pixels, target = yield from self._read(position)
+                pixels, target = yield from self._read(position, row_hwc)
                 return Sample(pixels, target, position, tuple(problems))
             except DataError as error:
                 problems.append(str(error))
         return Sample(None, -1, index, tuple(problems))
 
-    def _read(self, position: int) -> Steps[tuple[Pixels, int]]:
+    def _read(self, position: int, row_hwc: Tensor | None) -> Steps[tuple[Pixels, int]]:
         raw, target = self.source.read(position)
         try:
             if isinstance(self.transform, Cropped):
-                return (yield from self.transform.steps(raw)), target
+                return (yield from self.transform.steps(raw, row_hwc)), target
             return self.transform(raw), target
         except DataError as error:
             raise DataError(f"{self.source.name(position)}: {error}") from None
@@ -193,7 +200,7 @@ def _load(
             dataset,
             batch_sampler=keys,  # pyright: ignore[reportArgumentType]
             num_workers=workers,
-            collate_fn=collate,
+            collate_fn=_collated,  # pyright: ignore[reportArgumentType]
             pin_memory=pin_memory,
             worker_init_fn=partial(_outlive_signals, os.getpid()),
             generator=torch.Generator(),  # else each loader draws from the global one
@@ -207,8 +214,19 @@ def _load(
         yield batch
 
 
-def collate(samples: list[Sample]) -> Batch:
-    """The readable images of `samples`, and the problems of all."""
+def memory(shape: Sequence[int]) -> Tensor:
+    """For the bytes of a batch: a loader process shares it with the main one."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # pyright: ignore[reportPrivateUsage]
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+
+def collate(samples: Sequence[Sample], into_nhwc: Tensor | None = None) -> Batch:
+    """The readable images of `samples`, and the problems of all.
+
+    `into_nhwc` has a row for each sample, where its image may be already.
+    """
     problems = tuple(problem for sample in samples for problem in sample.problems)
     read = [(s.pixels, s.target, s.position) for s in samples if s.pixels is not None]
     if not read:
@@ -228,7 +246,11 @@ def collate(samples: list[Sample]) -> Batch:
             ),
         )
     # Decoders write an image's channels side by side: so it is copied fastest.
-    images_nhwc: Tensor = default_collate([p.image_chw.permute(1, 2, 0) for p in pixels])
+    images_hwc = [p.image_chw.permute(1, 2, 0) for p in pixels]
+    if into_nhwc is not None and len(into_nhwc) == len(images_hwc):
+        images_nhwc = _put(images_hwc, into_nhwc)
+    else:
+        images_nhwc: Tensor = default_collate(images_hwc)
     return Batch(
         images_nhwc.permute(0, 3, 1, 2),
         torch.tensor(targets),
@@ -236,6 +258,18 @@ def collate(samples: list[Sample]) -> Batch:
         problems,
         _erased(pixels),
     )
+
+
+def _collated(batch: Batch) -> Batch:
+    """Of a DataLoader, which would make tensors of whatever it gets."""
+    return batch
+
+
+def _put(images_hwc: Sequence[Tensor], into_nhwc: Tensor) -> Tensor:
+    for image, row in zip(images_hwc, into_nhwc.unbind(), strict=True):
+        if image.data_ptr() != row.data_ptr():
+            row.copy_(image)
+    return into_nhwc
 
 
 def _erased(pixels: Sequence[Pixels]) -> Erased | None:

@@ -135,9 +135,10 @@ class Cropped:
     def __call__(self, raw: Raw) -> Pixels:
         return at_once(self.steps(raw))
 
-    def steps(self, raw: Raw) -> Steps[Pixels]:
+    def steps(self, raw: Raw, row_hwc: Tensor | None = None) -> Steps[Pixels]:
+        """`row_hwc`: where the image is written to, if it need not be copied there."""
         assert not isinstance(raw, Tensor)
-        return Pixels(as_tensor((yield from self.crop.steps(raw))))
+        return Pixels(as_tensor((yield from self.crop.steps(raw, row_hwc))))
 
 
 @dataclass(frozen=True)
