@@ -9,12 +9,17 @@ from pathlib import Path
 import pytest
 
 from graftwerk.cli import main
+from graftwerk.launch.slurm import SlurmError, beside, cancel, queue, submit
 from graftwerk.rehearse.cluster import Cluster
+from graftwerk.verify import jobs
 from graftwerk.verify.jobs import KINDS, kinds
+from jobs import until
 from running import PYTHON, TINY
 
 KEYS = ["objective=unhurried", "batch.micro=64", "steps=25", "save=3 steps", "evaluate.every=1000"]
 """Five seconds of training, and no wait for the processor."""
+BESIDE = ("SIGKILL while saving", "full disk")
+"""Kinds that begin a process on the node, for which so short a run may be over (`test_node.py`)."""
 
 
 def test_jobs_that_are_killed_end_with_the_same_bits(
@@ -26,6 +31,8 @@ def test_jobs_that_are_killed_end_with_the_same_bits(
     for name, value in {**slurm.env, **PYTHON, "OMP_NUM_THREADS": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
+    quick = {name: kind for name, kind in kinds().items() if name not in BESIDE}
+    monkeypatch.setattr(jobs, "kinds", lambda: quick)
     seed = str(random.randrange(2**32))
     words = ["verify-resume", TINY, "--on=slurm", "--kills=1", "--seed", seed, "--json", *KEYS]
     code, said = main([*words, "data.workers=0"]), capsys.readouterr()
@@ -38,6 +45,24 @@ def test_jobs_that_are_killed_end_with_the_same_bits(
         assert hit["did"].endswith(f"; {how} again"), f"seed {seed}"
     assert slurm.run("squeue", "--noheader").stdout == ""
     assert not list(tmp_path.iterdir()), "the trainings were equal"
+
+
+def test_a_command_beside_a_job(
+    slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in slurm.env.items():
+        monkeypatch.setenv(name, value)
+    script = tmp_path / "job.sh"
+    script.write_text("#!/bin/bash\n#SBATCH --nodes=2 --output=/dev/null\nsrun sleep 600\n")
+    job = submit(script)
+    try:
+        until(lambda: queue()[job].running)
+        said = beside(job, ["sh", "-c", "echo $SLURM_JOB_ID of $SLURM_NNODES"])
+        assert said == [f"{job} of 2"] * 2
+    finally:
+        cancel([job])
+    with pytest.raises(SlurmError):
+        beside("999999", ["true"])
 
 
 def test_only_a_rehearsed_cluster_loses_nodes(

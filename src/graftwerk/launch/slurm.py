@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import re
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from graftwerk.errors import GraftwerkError
@@ -74,6 +74,20 @@ def signal(job: str, name: str) -> None:
     if not steps:
         raise SlurmError(f"job {job} runs nothing that could be sent {name}")
     _ask("scancel", f"--signal={name}", *steps)
+
+
+def beside(job: str, command: Sequence[str]) -> list[str]:
+    """Run a command once on each node of a job, beside what runs there; the lines that it said.
+
+    The job may end with it: what was said by then counts.
+    """
+    number, nodes = _ask("squeue", "--noheader", f"--jobs={job}", "--format=%A %D").split()
+    each = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
+    srun = ["srun", f"--jobid={number}", "--overlap", *each, *command]
+    done = subprocess.run(srun, capture_output=True, text=True, check=False)
+    if done.returncode and not done.stdout:
+        raise SlurmError(f"srun refused: {done.stderr.strip()}")
+    return done.stdout.splitlines()
 
 
 def kill(job: str) -> None:

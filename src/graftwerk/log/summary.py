@@ -16,7 +16,7 @@ from graftwerk.log.sink import Sink
 
 EXPECTED = ("started", "finished", "closed")
 """Events of every run, not worth a count."""
-FILES = ("metrics.csv", "curves.png", "log.jsonl", "checkpoints", "tensorboard")
+FILES = ("metrics.csv", "curves.png", "sparsity.png", "log.jsonl", "checkpoints", "tensorboard")
 FAULTS = (
     *("step_skipped", "weights_withheld", "rollback", "out_of_memory", "straggler"),
     *("image_skipped", "checkpoint_rejected", "save_failed", "save_waited", "sink_failed"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import signal
@@ -15,6 +14,7 @@ from typing import Generic, TypeVar
 from graftwerk.axes import World
 from graftwerk.checkpoint import Checkpoints, Entry
 from graftwerk.errors import AGAIN, DONE, STORAGE_ERROR, CheckpointError
+from graftwerk.verify import node
 from graftwerk.verify.attempt import Attempt, FailedError, Follower, Started
 
 POLL = 0.002
@@ -44,11 +44,13 @@ class Scene(Generic[A]):
         return Checkpoints(self.folder / "checkpoints", World(), keep=1)
 
     def half_written(self) -> set[tuple[Path, int]]:
-        found: set[tuple[Path, int]] = set()
-        for path in (self.folder / "checkpoints").glob(".step-*.partial"):
-            with contextlib.suppress(FileNotFoundError):
-                found.add((path, path.stat().st_mtime_ns))
-        return found
+        return node.half_written(self.folder)
+
+    def half_a_checkpoint(self) -> int:
+        """In bytes."""
+        entries = self.checkpoints.entries()
+        sizes = [file.stat().st_size for entry in entries for file in entry.folder.glob("*.pt")]
+        return min(sizes, default=2 * FIRST_LIMIT) // 2
 
     def saving(self) -> bool:
         """Whether a checkpoint is being written now."""
@@ -114,9 +116,7 @@ def cut_newest(scene: Scene[A]) -> str:
 
 def full_disk(scene: Scene[Attempt]) -> str | None:
     """No file can grow beyond half a checkpoint, until a save failed; then the run is killed."""
-    entries = scene.checkpoints.entries()
-    sizes = [file.stat().st_size for entry in entries for file in entry.folder.glob("*.pt")]
-    limit = min(sizes, default=2 * FIRST_LIMIT) // 2
+    limit = scene.half_a_checkpoint()
     scene.attempt.limit_files(limit)
     tried = scene.until(lambda: _save_failed(scene))
     if scene.attempt.code is None:

@@ -20,6 +20,7 @@ from graftwerk.launch.submit import dependents
 from graftwerk.launch.sweep import Sweep
 from graftwerk.rehearse import accidents
 from graftwerk.rehearse.cluster import Cluster
+from graftwerk.verify import node
 from graftwerk.verify.attempt import TAIL, FailedError
 from graftwerk.verify.disturb import PATIENCE, Scene, cut_newest
 
@@ -184,6 +185,22 @@ def truncated(scene: Scene[Jobs]) -> str | None:
     return _struck(scene, partial(slurm.signal, name="KILL"), "SIGKILL to the step", cut=True)
 
 
+def _beside(scene: Scene[Jobs], kind: str, *arguments: str) -> str | None:
+    """Have it done on the job's nodes: from here it would come too late."""
+    said: list[str] = []
+    command = [sys.executable, "-m", node.__name__, kind, str(scene.folder), *arguments]
+    became = _struck(scene, lambda job: said.extend(slurm.beside(job, command)), "")
+    return None if became is None or not said else f"{said[0]}{became}"
+
+
+def killed_while_saving(scene: Scene[Jobs]) -> str | None:
+    return _beside(scene, "killed_while_saving")
+
+
+def full_disk(scene: Scene[Jobs]) -> str | None:
+    return _beside(scene, "full_disk", str(scene.half_a_checkpoint()))
+
+
 def node_lost(cluster: Cluster, scene: Scene[Jobs]) -> str | None:
     """The node's power fails, and it comes back."""
     nodes: list[str] = []
@@ -194,8 +211,8 @@ def node_lost(cluster: Cluster, scene: Scene[Jobs]) -> str | None:
             accidents.lose(cluster, nodes[0])
 
     did = _struck(scene, lose, "its node was lost")
-    for node in nodes:
-        accidents.heal(cluster, node)
+    for name in nodes:
+        accidents.heal(cluster, name)
     return did
 
 
@@ -205,6 +222,8 @@ KINDS: Mapping[str, Disturbance] = {
     "requeued": requeued,
     "truncated checkpoint": truncated,
     "job killed": job_killed,
+    "SIGKILL while saving": killed_while_saving,
+    "full disk": full_disk,
 }
 
 
