@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import resource
 import signal
@@ -11,7 +10,7 @@ import pytest
 import torch
 
 from graftwerk.axes import World
-from graftwerk.checkpoint import Checkpoints, Entry, atomic, read_tensors
+from graftwerk.checkpoint import Checkpoints, Entry, read_tensors
 from graftwerk.errors import CheckpointError, StorageError
 
 
@@ -167,21 +166,3 @@ def test_pickled_code_is_never_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="never executes"):
         read_tensors(tmp_path / "evil.pt")
     assert not (tmp_path / "executed").exists()
-
-
-def test_atomic_keeps_the_old_file_when_the_block_fails(tmp_path: Path) -> None:
-    path = tmp_path / "facts.json"
-    path.write_text("old")
-
-    def fail() -> None:
-        with atomic(path) as file:
-            file.write(b"new")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail()
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-    with atomic(path) as file:
-        file.write(json.dumps(1).encode())
-    assert path.read_text() == "1"

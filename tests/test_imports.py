@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import graftwerk
 
@@ -36,7 +37,7 @@ LAYERS = """
     checkpoint meter nonfinite precision samples seeding signals
     distributed
     arrival elastic
-    axes fit lock pace paths snapshot storage
+    axes files fit lock pace paths snapshot storage
     config
     errors
     __init__
@@ -117,3 +118,20 @@ def test_config_tree_and_recipes_load_without_torch() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+def test_commands_on_data_run_without_torch(tmp_path: Path) -> None:
+    for folder in ("train/ant", "train/bee", "val/ant", "val/bee"):
+        (tmp_path / "images" / folder).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / folder / "0.png")
+    code = (
+        "import sys; from graftwerk.cli import main\n"
+        "for words in (['inspect', 'images'], ['pack', 'images', 'packed'], ['verify', 'packed'],\n"
+        "              ['stage', 'packed', '--to', 'near']):\n"
+        "    assert main(['data', *words]) == 0, words\n"
+        "print([name for name in ('torch', 'torchvision', 'timm') if name in sys.modules])"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert shown.stdout.splitlines()[-1] == "[]"

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from graftwerk.axes import World
-from graftwerk.checkpoint import atomic
 from graftwerk.errors import CheckpointError
+from graftwerk.files import atomic
 from graftwerk.run import BatchSize, Run
 
 FILE = "faults.json"

@@ -8,60 +8,28 @@ copy did to it later. Files are read with ``weights_only=True``: no pickled code
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import pickle
 import re
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from graftwerk.axes import World
 from graftwerk.distributed import from_main, gather, on_main
 from graftwerk.errors import CheckpointError, StorageError
+from graftwerk.files import atomic, sha256, sync_folder
 from graftwerk.storage import problem
 
 FORMAT = 2
 READABLE = (1, FORMAT)
 """Format 1 has no hash of the manifest itself."""
 State = dict[str, Any]
-
-
-@contextlib.contextmanager
-def atomic(path: Path) -> Generator[IO[bytes]]:
-    """A binary file that replaces `path` when the block ends without an error."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        sync_folder(path.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_tensors(path: Path) -> State:

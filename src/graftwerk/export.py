@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from graftwerk.checkpoint import atomic, sync_folder
 from graftwerk.errors import ConfigError, StorageError
+from graftwerk.files import atomic, sync_folder
 from graftwerk.models import compressed
 from graftwerk.models.config import Model
 from graftwerk.models.factory import count_parameters, depth_arguments, own_depths

@@ -10,8 +10,9 @@ import json
 from pathlib import Path
 
 from graftwerk.axes import World
-from graftwerk.checkpoint import Checkpoints, atomic, sha256
+from graftwerk.checkpoint import Checkpoints
 from graftwerk.errors import CheckpointError
+from graftwerk.files import atomic, sha256
 from graftwerk.paths import paths
 from graftwerk.run import Run
 

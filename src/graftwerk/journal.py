@@ -6,7 +6,7 @@ import contextlib
 import json
 
 from graftwerk import config
-from graftwerk.log.files import replace
+from graftwerk.files import replace
 from graftwerk.log.logbook import Logbook, open_logbook
 from graftwerk.models.factory import count_parameters
 from graftwerk.parts import Parts

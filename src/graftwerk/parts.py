@@ -16,11 +16,12 @@ from graftwerk.axes import Batch, Objective, Sparsity, Step, Sync, World
 from graftwerk.data.agreement import check_same_images
 from graftwerk.data.dali import decoder
 from graftwerk.data.finish import Finish
-from graftwerk.data.loader import default_workers, eval_batches, train_batches
+from graftwerk.data.loader import eval_batches, train_batches
 from graftwerk.data.mix import build_mix, check_mix
 from graftwerk.data.order import Order
 from graftwerk.data.source import Splits
 from graftwerk.data.transforms import eval_transform, train_transform
+from graftwerk.data.workers import default_workers
 from graftwerk.distributed import on_all
 from graftwerk.errors import ConfigError
 from graftwerk.fit import check_fit

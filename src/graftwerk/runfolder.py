@@ -12,8 +12,8 @@ from graftwerk import runfile
 from graftwerk.axes import World
 from graftwerk.checkpoint import Checkpoints, Entry
 from graftwerk.errors import CheckpointError, ConfigError, StorageError
+from graftwerk.files import replace
 from graftwerk.lock import FolderLock
-from graftwerk.log.files import replace
 from graftwerk.run import Run
 from graftwerk.storage import problem
 

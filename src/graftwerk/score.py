@@ -12,11 +12,12 @@ from torch import nn
 
 from graftwerk import config
 from graftwerk.axes import World
-from graftwerk.checkpoint import Entry, atomic
+from graftwerk.checkpoint import Entry
 from graftwerk.distributed import join
 from graftwerk.errors import ConfigError, StorageError
 from graftwerk.evaluate import evaluate
 from graftwerk.export import export
+from graftwerk.files import atomic
 from graftwerk.models.config import Model
 from graftwerk.models.division import Divide
 from graftwerk.models.published import published

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import os
 import pickle
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from PIL import Image
 from finished import same_batches
 from graftwerk.axes import Batch
 from graftwerk.data.config import Augment, Folder
-from graftwerk.data.loader import Augmented, Sample, default_workers, eval_batches, train_batches
+from graftwerk.data.loader import Augmented, Sample, eval_batches, train_batches
 from graftwerk.data.order import Order
 from graftwerk.data.source import Source
 from graftwerk.data.transforms import Pixels, Transform, eval_transform, train_transform
@@ -292,10 +290,3 @@ def test_the_dataset_travels_to_spawned_processes(images: Source):
     dataset = Augmented(images, train_transform(HEAVY, DATA), seed=5, replace=False)
     sample, again = dataset[(0, 1, 0)], pickle.loads(pickle.dumps(dataset))[(0, 1, 0)]
     assert torch.equal(image_of(sample), image_of(again))
-
-
-def test_default_workers_share_the_cores_between_the_ranks():
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    assert default_workers(1) == min(8, cores)
-    assert default_workers(2) == min(8, cores // 2)
-    assert default_workers(10 * cores) == 0

@@ -82,7 +82,7 @@ def _progress(
 
 
 def _workers(options: argparse.Namespace) -> int:
-    from graftwerk.data.loader import default_workers
+    from graftwerk.data.workers import default_workers
 
     return default_workers(1) if options.workers is None else options.workers
 
@@ -170,7 +170,7 @@ def stage(options: argparse.Namespace) -> int:
 
 
 def bench(options: argparse.Namespace) -> int:
-    from graftwerk.data.verify import loader_speed
+    from graftwerk.data.bench import loader_speed
 
     splits = described(options.path, options.kind).open(0)
     for workers in sorted({0, 1, _workers(options)}):

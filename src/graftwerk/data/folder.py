@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from timm.utils.misc import natural_key
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from graftwerk.data.names import IMG_EXTENSIONS, natural_key
 from graftwerk.data.source import Splits, stratified_split
 from graftwerk.errors import DataError
 

@@ -28,8 +28,8 @@ import numpy as np
 from filelock import FileLock
 from safetensors.numpy import save
 
-from graftwerk.checkpoint import atomic
 from graftwerk.errors import DataError
+from graftwerk.files import atomic
 
 Build = Callable[[], tuple[dict[str, Any], dict[str, np.ndarray]]]
 """Makes (facts, columns) of an index."""

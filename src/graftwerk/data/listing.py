@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from timm.utils.misc import natural_key
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from graftwerk.data.folder import VAL_NAMES
+from graftwerk.data.names import IMG_EXTENSIONS, natural_key
 from graftwerk.errors import DataError
 
 SPLIT = re.compile(r"(?<![a-z])(train|val|validation|test)(?:ing)?(?![a-z])")

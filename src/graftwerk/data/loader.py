@@ -26,11 +26,8 @@ from graftwerk.data.turns import Steps, at_once, in_turns
 from graftwerk.errors import DataError
 
 OnError = Literal["fail", "skip"]
-MAX_WORKERS = 8
 MAX_UNREADABLE = 100
 """So many unreadable images in a row are no accident but a lost disk."""
-
-
 TOGETHER = 32
 """Images that are worked on in turns."""
 
@@ -183,13 +180,6 @@ def eval_batches(
         if found.problems:
             raise _unreadable(found.problems, on_error)
         yield found
-
-
-def default_workers(local_size: int) -> int:
-    """Loader processes of a rank: its part of this process's cores, at most 8."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return min(MAX_WORKERS, cores // local_size)
 
 
 def _load(

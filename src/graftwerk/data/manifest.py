@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from graftwerk.checkpoint import atomic
 from graftwerk.errors import DataError
+from graftwerk.files import atomic
 
 NAME = "manifest.json"
 BLOCK = 64 << 20

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
-from timm.utils.misc import natural_key
 
+from graftwerk.data.names import natural_key
 from graftwerk.data.source import Raw, Source, Splits
 from graftwerk.errors import DataError
 

@@ -13,29 +13,26 @@ import io
 import itertools
 import json
 import os
-import sys
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from graftwerk.data import hdf5, manifest
 from graftwerk.data.decode import decode
 from graftwerk.data.source import Source, Splits
+from graftwerk.data.workers import CONTEXT
 from graftwerk.errors import DataError
 
 CHUNK = 64
 """Images that a process encodes at a time; the journal grows with each."""
-CONTEXT = get_context("fork" if sys.platform == "linux" else "spawn")
 AHEAD = 4
 """Chunks under way per process."""
 UNIT = 16
@@ -151,7 +148,7 @@ def _recode_one(source: Source, recode: Recode, index: int) -> Packed:
         raw, _ = source.read(index)
     except DataError as error:
         return str(error)
-    if isinstance(raw, Tensor):
+    if not isinstance(raw, bytes | Image.Image):
         return f"{source.name(index)}: is a row of numbers; only images are packed"
     try:
         return recoded(raw, recode)

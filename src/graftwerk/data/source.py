@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from graftwerk.data.order import permutation
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FRACTION = 1
 """Makes the choice of a fraction another one than that of a holdout."""
 
 
-Raw = bytes | Image.Image | Tensor
+Raw: TypeAlias = "bytes | Image.Image | Tensor"
 """An image, encoded as in its file or decoded, or a row of a table as [c, 1, 1]."""
 
 

@@ -22,9 +22,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from graftwerk.checkpoint import atomic
 from graftwerk.data import manifest
 from graftwerk.errors import DataError, GraftwerkError
+from graftwerk.files import atomic
 
 DISKS = ("SLURM_TMPDIR", "TMPDIR")
 COMPLETE = ".complete"

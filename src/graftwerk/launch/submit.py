@@ -9,6 +9,7 @@ from pathlib import Path
 
 from graftwerk import runfile
 from graftwerk.errors import DONE, ConfigError
+from graftwerk.files import replace
 from graftwerk.launch import slurm, state
 from graftwerk.launch.config import with_profile
 from graftwerk.launch.container import folders_of, in_container, outermost
@@ -16,7 +17,6 @@ from graftwerk.launch.script import Job, processes_of, render
 from graftwerk.launch.snapshot import snapshot
 from graftwerk.launch.state import ACTIVE, FAILED, FINISHED
 from graftwerk.launch.sweep import Sweep, chunks, locked
-from graftwerk.log.files import replace
 from graftwerk.pipeline import Pipeline
 from graftwerk.run import Run
 

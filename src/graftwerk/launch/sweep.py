@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftwerk.errors import ConfigError, GraftwerkError, StorageError
+from graftwerk.files import replace
 from graftwerk.launch import state
 from graftwerk.launch.state import FINISHED, WAITING, Queue, Status
-from graftwerk.log.files import replace
 
 if TYPE_CHECKING:
     from graftwerk.pipeline import Pipeline

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from typing_extensions import override
 
+from graftwerk.files import replace
 from graftwerk.log import density, metrics_csv, words
-from graftwerk.log.files import replace
 from graftwerk.log.jsonl import Line, read, surviving
 from graftwerk.log.metrics_csv import Row, column
 from graftwerk.log.sink import Sink

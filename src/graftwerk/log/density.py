@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graftwerk.log.files import replace
+from graftwerk.files import replace
 from graftwerk.log.jsonl import Line
 from graftwerk.log.style import STYLE
 

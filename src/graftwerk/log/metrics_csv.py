@@ -10,7 +10,7 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from graftwerk.log.files import replace
+from graftwerk.files import replace
 from graftwerk.log.sink import Sink
 
 Row = dict[str, str]

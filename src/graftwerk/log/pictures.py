@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from graftwerk.log.files import replace
+from graftwerk.files import replace
 
 SMALLEST = 64
 """Smaller images are enlarged by a whole factor to at least so many pixels."""

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from typing_extensions import override
 
+from graftwerk.files import replace
 from graftwerk.log import metrics_csv, words
-from graftwerk.log.files import replace
 from graftwerk.log.jsonl import Line, read
 from graftwerk.log.sink import Sink
 
