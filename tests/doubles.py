@@ -3,16 +3,19 @@
 `anchor` (gossip) pulls weights towards what every rank published and holds rank-dependent state;
 `halving` (dynamic sparse training) prunes and masks; `decoded` (SparK) converts the network and
 trains a decoder that is never exported; `stem_frozen` (incubation) trains only part of the network;
-`unhurried` has steps that last; `poisoned` has images that no network can learn from.
+`unhurried` has steps that last; `poisoned` has images that no network can learn from; `interrupted`
+is sent a signal while it is evaluated.
 """
 
 from __future__ import annotations
 
 import os
 import resource
+import signal
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import psutil
@@ -199,6 +202,32 @@ class UnhurriedObjective(Supervised):
     def forward(self, batch: Batch) -> Output:
         time.sleep(self._seconds)
         return super().forward(batch)
+
+
+class Interrupted(Objective, kind="interrupted"):
+    times: int = 1
+    """So often an evaluation is met by SIGTERM; `log` has a byte for each."""
+    log: str = ""
+    rank: int = 0
+
+    def build(self, net: nn.Module, **facts: Any) -> axes.Objective:
+        del facts
+        return InterruptedObjective(net, self)
+
+
+class InterruptedObjective(Supervised):
+    """On one rank a scheduler wants the machine back, in the middle of an evaluation."""
+
+    def __init__(self, net: nn.Module, config: Interrupted) -> None:
+        super().__init__(net, loss="ce", smoothing=0.0)
+        self._config = config
+
+    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        log, mine = Path(self._config.log), os.environ.get("RANK", "0") == str(self._config.rank)
+        if mine and log.stat().st_size < self._config.times:
+            log.write_bytes(log.read_bytes() + b"x")
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().evaluate(batch)
 
 
 class Poisoned(Objective, kind="poisoned"):

@@ -25,6 +25,7 @@ LAYERS = """
     fitting
     pipeline train
     observe export
+    scorekeeper
     runfolder pictures recalibrate recovery regroup saving
     evaluate handover journal ledger memory watchdog
     parts

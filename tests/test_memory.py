@@ -53,6 +53,9 @@ def test_fit_finds_the_largest_divisor_and_remembers_it(tmp_path: Path) -> None:
     run = only_run(tmp_path / "runs")
     assert read(run).micro == Micro(8, "cpu", 1, 48)
     assert not events(run, "out_of_memory")
+    (fitted,) = events(run, "batch_fit")
+    assert fitted["micro"] == 8
+    assert fitted["reason"].endswith("8 images fits the memory of cpu")
     assert events(run, "started")[0]["batch"].endswith("8 images")
 
 

@@ -20,7 +20,16 @@ from graftwerk.run import Run
 from graftwerk.samples import fingerprint
 from graftwerk.signals import StoppedError
 from graftwerk.start import start
-from running import configured, fork_server, newest_state, only_run, records, steps, until
+from running import (
+    configured,
+    fork_server,
+    newest_state,
+    only_run,
+    records,
+    steps,
+    train_here,
+    until,
+)
 
 IMAGES, BATCH = 359, 64
 KEYS = {
@@ -115,3 +124,14 @@ def test_losses_of_ranks_that_are_gone_stay_in_the_mean(
     meter = Meter(torch.device("cpu"))
     meter.load([{"sums": own, "counts": [3, 1]} for own in sums], World(rank=ranks - 1, size=ranks))
     assert [meter.take(World(), which) for which in (Meter.EVALUATION, Meter.RECORD)] == means
+
+
+def test_a_job_that_was_queued_again_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = configured(tiny(), tmp_path, steps=1, evaluate__every=1000)
+    monkeypatch.setenv("SLURM_JOB_ID", "71")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    train_here(run, tmp_path)
+    (event,) = (r for r in records(run.folder, "event") if r["event"] == "requeued")
+    assert (event["step"], event["reason"]) == (0, "job 71 started 3 times")

@@ -129,6 +129,37 @@ def test_signal_stops_all_ranks_at_the_same_step(tmp_path: Path) -> None:
     assert mixed == {newest_state(run)[0]}
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_signal_in_an_evaluation_is_obeyed_and_the_evaluation_made_up(
+    tmp_path: Path, ranks: int
+) -> None:
+    """Twice: in the evaluation after step 6 (the last rank's), and where that is made up."""
+    words = ["steps=8", "save=4 steps", "evaluate.every=0.25", f"processes={ranks}", "log.every=1"]
+    words += ["data.workers=0", "evaluate.batch=4", "objective=interrupted"]
+    words += [f"objective.rank={ranks - 1}", f"objective.log={tmp_path / 'log'}"]
+    (tmp_path / "log").touch()
+    train([*words, "objective.times=0"], tmp_path / "whole")
+    rows: list[int] = []
+    for code in (75, 75, 0):
+        with begin([*words, "objective.times=2"], tmp_path / "runs") as process:
+            assert process.wait() == code, said(tmp_path / "runs")
+        folder = only_run(tmp_path / "runs")
+        table = folder / "metrics.csv"
+        rows.append(len(table.read_text().splitlines()) if table.exists() else 0)
+        if code:
+            step, state = newest_state(folder)
+            assert step < 8
+            assert state["observer"]["unscored"] is not None
+    assert rows[0] == rows[1] < rows[2]
+    whole = only_run(tmp_path / "whole")
+    assert (whole / "metrics.csv").read_text() == (folder / "metrics.csv").read_text()
+    ends = [newest_state(run)[1] for run in (whole, folder)]
+    for end in ends:
+        end["observer"].pop("run_id")
+    for name in ("observer", "parts", "order"):
+        assert differences(ends[0][name], ends[1][name]) == []
+
+
 def test_finished_run_says_so_and_never_keeps_the_old_one(tmp_path: Path) -> None:
     words, runs = ["steps=2", "evaluate.every=1000"], tmp_path / "runs"
     train(words, runs)

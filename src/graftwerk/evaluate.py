@@ -14,6 +14,14 @@ from graftwerk.errors import DataError
 from graftwerk.precision import Precision
 
 
+class LeftError(Exception):
+    """An evaluation was left for what somebody asked for; `number` is the signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"left by signal {number}")
+        self.number = number
+
+
 @contextmanager
 def evaluating(objective: Objective, net: nn.Module) -> Generator[None]:
     """`objective` in eval mode with `net` in the place of its own network."""
@@ -37,12 +45,18 @@ def evaluate(
     world: World,
     to_device: Callable[[Batch], Batch],
     on_problem: Callable[[str], None] = lambda _: None,
+    asked: Callable[[], int] = lambda: 0,
 ) -> dict[str, float]:
-    """Mean scores of `net` over all images of all ranks. A call of all ranks together."""
+    """Mean scores of `net` over all images of all ranks. A call of all ranks together.
+
+    Raises LeftError on all ranks where any of them is `asked` to stop meanwhile.
+    """
     sums: dict[str, torch.Tensor] = {}
     count = 0
     with evaluating(objective, net), torch.inference_mode():
         for batch in batches:
+            if asked():
+                break
             for problem in batch.problems:
                 on_problem(problem)
             with precision.autocast():
@@ -50,7 +64,11 @@ def evaluate(
             for name, value in scores.items():
                 sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.double()
             count += len(batch.indices)
-    shares = gather(world, ({name: value.item() for name, value in sums.items()}, count))
+    own = {name: value.item() for name, value in sums.items()}, count, asked()
+    facts = gather(world, own)
+    if number := max(number for *_, number in facts):
+        raise LeftError(number)
+    shares = [(share, count) for share, count, _ in facts]
     total = sum(count for _, count in shares)
     if total == 0:
         raise DataError("no validation image could be read")

@@ -10,6 +10,7 @@ from graftwerk.amendments import Amendments, of_run
 from graftwerk.axes import World
 from graftwerk.distributed import gather, on_all, on_main
 from graftwerk.errors import ConfigError
+from graftwerk.log.jsonl import append
 from graftwerk.memory import candidates, free, largest, ran_out, where
 from graftwerk.run import Run, batch_in_words
 from graftwerk.seeding import random_state, restore_random_state
@@ -47,7 +48,10 @@ def fit(run: Run, world: World) -> None:
 def _remember(run: Run, world: World, known: Amendments, micro: int) -> None:
     replace(known, micro=replace(of_run(run, world), images=micro)).write(run.folder)
     accumulate = run.batch.size // world.size // micro
-    print(f"batch.fit: {batch_in_words(run.batch.size, world.size, accumulate, micro)}", flush=True)
+    found = batch_in_words(run.batch.size, world.size, accumulate, micro)
+    print(f"batch.fit: {found}", flush=True)
+    reason = f"{found} fits the memory of {where(world)}"
+    append(run.folder, "batch_fit", {"micro": micro, "reason": reason})
 
 
 def fits(run: Run, world: World, micro: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,17 +16,16 @@ from graftwerk import memory, recovery
 from graftwerk.axes import Batch, Step
 from graftwerk.distributed import gather, on_main
 from graftwerk.elastic.group import Group
-from graftwerk.evaluate import evaluate
+from graftwerk.evaluate import LeftError
 from graftwerk.journal import open_journal
 from graftwerk.ledger import Ledger
 from graftwerk.log.logbook import Logbook
 from graftwerk.meter import Meter
 from graftwerk.parts import Parts
-from graftwerk.pictures import Pictures
-from graftwerk.recalibrate import recalibrated
 from graftwerk.regroup import difference, shape
 from graftwerk.samples import Samples
 from graftwerk.saving import Saving, checkpoints_of
+from graftwerk.scorekeeper import Scorekeeper
 from graftwerk.seeding import random_state, restore_random_state
 from graftwerk.signals import Agreement, StoppedError
 from graftwerk.watchdog import guarding
@@ -37,7 +36,7 @@ class Observer:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        run, plan = parts.run, parts.plan
+        run = parts.run
         self.folder: Path = run.folder
         self.checkpoints = checkpoints_of(parts)
         self.agreement = Agreement(parts.world, margin=run.faults.margin)
@@ -45,17 +44,15 @@ class Observer:
         self.watchdog.pace.follow(parts.objective)
         self.meter = Meter(parts.world.device)
         self.samples = Samples()
-        self.pictures = Pictures(parts, self.folder)
-        self.scores: dict[str, float] = {}
-        self.best: float | None = None
         self.run_id: str | None = None
         self.ledger = Ledger(parts.world)
         self.saving = Saving(parts, self.checkpoints, self.ledger.event)
+        slowly = self.watchdog.slowly
+        self.keeper = Scorekeeper(parts, self.ledger, self.meter, slowly)
         self._owed = False
         """A checkpoint is due as soon as steps count again."""
         self._waited = 0.0
         self._generation = parts.world.generation
-        self._evaluate_every = max(1, round(run.evaluate.every * plan.steps_per_epoch))
         self._exit = contextlib.ExitStack()
 
     # ------------------------------------------------------------ life of a run
@@ -103,6 +100,11 @@ class Observer:
             parts.guard.streak = own.get("streak", 0)
             start = manifest["step"]
         self._open_logbook(start)
+        if restarts := int(os.environ.get("SLURM_RESTART_COUNT", "0")):
+            job = os.environ.get("SLURM_JOB_ID", "")
+            self.ledger.event(
+                "requeued", step=start, reason=f"job {job} started {restarts + 1} times"
+            )
         if reason := difference(manifest, parts):
             self.ledger.event("resumed_elastically", reason=reason)
         if parts.world.generation != self._generation:
@@ -131,12 +133,21 @@ class Observer:
         self._regrouped(state["step"])
         return state["step"]
 
+    def catch_up(self, start: int) -> None:
+        """Make up the evaluation that a signal cut short. A call of all ranks together."""
+        try:
+            better = self.keeper.catch_up(start, self.agreement.asked)
+        except LeftError as error:
+            raise StoppedError(error.number, start) from None
+        if better:
+            self.save(start, better=True, last=False)
+
     def finish(self) -> dict[str, float]:
         """The last scores; of a run without steps, the only ones."""
         if self.parts.plan.total_steps == 0:
-            self.save(0, better=self._evaluate(0, lr=0.0), last=True)
-        self.ledger.event("finished", **self.scores)
-        return self.scores
+            self.save(0, better=self.keeper.evaluate(0, lr=0.0), last=True)
+        self.ledger.event("finished", **self.keeper.scores)
+        return self.keeper.scores
 
     def timing(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches; the time spent waiting for them is counted."""
@@ -179,10 +190,9 @@ class Observer:
         recovery.count(parts, step, self.ledger)
         if done % parts.run.log.every == 0 or done == step.total:
             self._record(step, rates, grad_norm)
-        better = False
-        if done % self._evaluate_every == 0 or done == step.total:
-            with self.watchdog.slowly("evaluating"):
-                better = self._evaluate(done, rates[0])
+        began = time.monotonic()
+        better, left = self.keeper.at_step(done, rates[0], self.agreement.asked)
+        self._record_clock += time.monotonic() - began
         agreed = self.agreement.at_boundary(
             save=parts.world.main and self.saving.due.by_clock(),
             streak=parts.guard.streak,
@@ -192,9 +202,11 @@ class Observer:
         streak = parts.guard.streak if parts.sync.replicated else agreed.streak
         if streak:
             self.saving.finish()
-        streak = recovery.check(parts, done, streak, self.scores, self.checkpoints, self.ledger)
+        scores = self.keeper.scores
+        streak = recovery.check(parts, done, streak, scores, self.checkpoints, self.ledger)
         self._owed = self._owed or agreed.save or self.saving.due.at_step(done)
-        signal, last = agreed.signal, bool(agreed.signal) or done == step.total
+        signal = left or agreed.signal
+        last = bool(signal) or done == step.total
         if (self._owed and not streak) or better or last:
             with self.watchdog.slowly("saving"):
                 self.save(done, better=better, last=last)
@@ -269,49 +281,6 @@ class Observer:
             values["grad_norm"] = grad_norm.item()
         self.ledger.logbook.record(step.number + 1, step.epoch, values)
 
-    # ------------------------------------------------------------ evaluation
-
-    def _evaluate(self, done: int, lr: float) -> bool:
-        """Score weights and their average, log the row, and say whether it is the best so far."""
-        parts, began = self.parts, time.monotonic()
-        scores = {f"eval_{k}": v for k, v in self._scores(parts.objective.net, done).items()}
-        ranked = "eval_"
-        if parts.ema is not None:
-            scores |= {f"ema_{k}": v for k, v in self._scores(parts.ema.module).items()}
-            ranked = "ema_"
-        self.scores = scores
-        name, direction = parts.objective.best
-        value = scores[ranked + name]
-        better = not math.isnan(value) and (
-            self.best is None or (value > self.best if direction == "max" else value < self.best)
-        )
-        self.best = value if better else self.best
-        train_loss = self.meter.take(parts.world, Meter.EVALUATION)
-        if self.ledger.logbook is not None:
-            epoch = done / parts.plan.steps_per_epoch
-            self.ledger.logbook.row(epoch, {"train_loss": train_loss, **scores, "lr": lr})
-            if facts := parts.sync.metrics():
-                self.ledger.logbook.event("replicas", step=done, **facts)
-        self._record_clock += time.monotonic() - began
-        return better
-
-    def _scores(self, net: torch.nn.Module, draw_at: int | None = None) -> dict[str, float]:
-        """Scores of `net`; with `draw_at`, the steps done, pictures of it too."""
-        parts = self.parts
-        with parts.sync.averaged(net) as averaged, recalibrated(parts, averaged):
-            scores = evaluate(
-                parts.objective,
-                averaged,
-                self.pictures.remembering(parts.eval_batches()),
-                precision=parts.precision,
-                world=parts.world,
-                to_device=parts.to_device,
-                on_problem=self.ledger.image_skipped,
-            )
-            if draw_at is not None and self.ledger.logbook is not None:
-                self.pictures.draw(averaged, draw_at, self.ledger.logbook)
-        return scores
-
     # ------------------------------------------------------------ checkpoints
 
     def save(self, done: int, *, better: bool, last: bool) -> None:
@@ -332,17 +301,18 @@ class Observer:
             "config": parts.run.hash,
             **shape(parts),
             "finished": done == parts.plan.total_steps,
-            "scores": self.scores,
+            "scores": self.keeper.scores,
         }
-        best = self.scores if better else None
+        best = self.keeper.scores if better else None
         self.saving.save(done, state if writes else None, facts=facts, best=best, last=last)
         self._owed = False
         self._record_clock += time.monotonic() - began
 
     def state_dict(self) -> dict[str, Any]:
-        own = {"scores": self.scores, "best": self.best, "run_id": self.run_id}
-        return own | {"samples": self.samples.state}
+        own = {"run_id": self.run_id, "samples": self.samples.state}
+        return self.keeper.state_dict() | own
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.scores, self.best, self.run_id = state["scores"], state["best"], state["run_id"]
+        self.run_id = state["run_id"]
+        self.keeper.load_state_dict(state)
         self.samples.load(state["samples"])

@@ -83,14 +83,18 @@ class Agreement:
             for number in STOPPING:
                 signal.signal(number, before[number])
 
+    def asked(self) -> int:
+        """What this rank has to stop for, by now; 0: nothing."""
+        if not self._signal and time.time() > self._end:
+            self._signal = TIME_LIMIT
+        return self._signal
+
     def at_boundary(self, *, save: bool = False, streak: int = 0, written: int = 0) -> Agreed:
         """All ranks call it after every step, and learn the same.
 
         The largest that any of them has handed in; of an earlier boundary where there are several.
         """
-        if not self._signal and time.time() > self._end:
-            self._signal = TIME_LIMIT
-        flags = [self._signal, int(save), streak, written]
+        flags = [self.asked(), int(save), streak, written]
         if self._world.control is not None:
             flags = self._world.control.boundary(flags)
         return Agreed(flags[0], bool(flags[1]), *flags[2:])

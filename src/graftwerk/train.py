@@ -36,6 +36,7 @@ def train(run: Run, world: World, amended: Amendments) -> dict[str, float]:
     with Observer(p) as observer:
         start = observer.resume()
         p.sync.attach(p.model, p.optimizer)
+        observer.catch_up(start)
         batches = observer.timing(p.train_batches(start))
         p.objective.train()
         for step in p.steps(start):
