@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -15,6 +16,24 @@ from graftwerk.rehearse.cluster import PROGRAMS, Cluster
 from jobs import ended, queue_ids, until
 
 SEARCH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is marked `long` begins first, in each of the equal parts that xdist's workers get."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    modules: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("long"):
+            modules.setdefault(item.path, []).append(item)
+    others = [item for item in items if not item.get_closest_marker("long")]
+    found: list[pytest.Item] = []
+    for worker in range(workers):
+        end = len(items) * (worker + 1) // workers
+        found += itertools.chain(*[*modules.values()][worker::workers])
+        count = max(0, end - len(found))
+        found, others = found + others[:count], others[count:]
+    items[:] = found
 
 
 def require_program(*programs: str) -> None:

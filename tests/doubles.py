@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from graftwerk import axes
 from graftwerk.axes import Batch, Output, Step, World
 from graftwerk.data.config import Augment, Digits
+from graftwerk.log.config import Log
 from graftwerk.models.config import Model
 from graftwerk.objectives.config import Objective
 from graftwerk.objectives.supervised import Supervised
@@ -298,4 +299,5 @@ def tiny() -> Run:
         optim=Optim(name="adamw", lr=1e-3, weight_decay=0.05, clip=1.0),
         ema=Ema(decay=0.9),
         save=Save(every="2 steps"),
+        log=Log(tensorboard=False),
     )

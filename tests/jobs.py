@@ -53,7 +53,7 @@ def run_slurm(*command: str) -> str:
 
 def ordered(run: Run, orders: str) -> Run:
     """`run`, whose first attempts obey `orders`."""
-    run.folder.mkdir(parents=True)
+    run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / "orders").write_text(orders)
     return run
 

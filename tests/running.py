@@ -22,13 +22,15 @@ from typing import IO, Any, Protocol, Self, TypeVar
 
 import psutil
 import torch
+from torch.multiprocessing.spawn import start_processes
 
 from graftwerk import runfolder
 from graftwerk.axes import World
 from graftwerk.checkpoint import Checkpoints
 from graftwerk.config import override
-from graftwerk.launch.local import environment, free_port
+from graftwerk.launch.local import environment
 from graftwerk.log import jsonl
+from graftwerk.ports import free_port
 from graftwerk.run import Run
 from graftwerk.train import train
 from graftwerk.verify import compare
@@ -198,6 +200,12 @@ class Forked:
         for rank in self.ranks:
             if rank.exitcode is None and rank.pid is not None:
                 send(rank.pid, number)
+
+
+def in_processes(work: Callable[..., None], *arguments: object, ranks: int) -> None:
+    """``work(rank, *arguments)`` in a process for each rank; an error of one is raised."""
+    fork_server()
+    start_processes(work, arguments, nprocs=ranks, start_method="forkserver")
 
 
 def fork_server() -> ForkServerContext:

@@ -6,13 +6,13 @@ import getpass
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from conftest import SEARCH
-from graftwerk.rehearse.processes import free_ports
+from graftwerk.ports import free_port
+from running import until
 
 PROGRAMS = ("sshd", "ssh", "ssh-keygen", "rsync")
 SERVER = """\
@@ -47,7 +47,7 @@ def private_sshd(folder: Path, variables: Mapping[str, str]) -> Generator[Path]:
     for name in ("host", "user"):
         keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
         subprocess.run(keygen, check=True)
-    (port,) = free_ports(1)
+    port = free_port()
     settings = " ".join(f"{name}={value}" for name, value in variables.items())
     (folder / "sshd_config").write_text(SERVER.format(port=port, folder=folder, variables=settings))
     config = folder / "config"
@@ -58,11 +58,9 @@ def private_sshd(folder: Path, variables: Mapping[str, str]) -> Generator[Path]:
     assert program is not None
     server = subprocess.Popen([program, "-D", "-e", "-f", str(folder / "sshd_config")])
     try:
-        deadline = time.monotonic() + 30
-        while subprocess.run(["ssh", "-F", config, "login", "true"], check=False).returncode:
-            assert time.monotonic() < deadline, "sshd does not answer"
-            time.sleep(0.1)
+        login = ["ssh", "-F", config, "login", "true"]
+        until(lambda: subprocess.run(login, check=False).returncode == 0, server)
         yield config
     finally:
         server.terminate()
-        server.wait(10)
+        server.wait()

@@ -27,8 +27,10 @@ from graftwerk.distributed import (
 from graftwerk.errors import GraftwerkError, StorageError
 from graftwerk.launch.local import run_workers
 from graftwerk.rehearse.cluster import Cluster
-from running import PYTHON, TINY, command, only_run, records
+from running import PYTHON, TINY, Forked, command, graftwerk, only_run, records
 from workers import together
+
+pytestmark = pytest.mark.long
 
 KEYS = ["steps=3", "batch.micro=16", "log.every=1", "save=1 epoch", "evaluate.every=1000"]
 
@@ -63,8 +65,8 @@ def test_torchrun_srun_and_local_workers_train_the_same(tmp_path: Path, slurm: C
     words = ["run", TINY, *KEYS]
     env = os.environ | PYTHON | {"OMP_NUM_THREADS": "1"}
 
-    local = command(*words, "processes=2", f"log.folder={tmp_path / 'local'}")
-    subprocess.run(local, env=env, check=True)
+    local = graftwerk(*words, "processes=2", f"log.folder={tmp_path / 'local'}", cwd=tmp_path)
+    assert local.returncode == 0, local.stderr
 
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     torchrun += ["--nproc-per-node=2", "-m", "graftwerk", *words]
@@ -112,16 +114,12 @@ def test_failing_worker_ends_the_others_with_its_code(tmp_path: Path) -> None:
 
 
 def test_uneven_batch_is_refused_on_all_ranks(tmp_path: Path) -> None:
-    done = subprocess.run(
-        command("run", TINY, "processes=3", f"log.folder={tmp_path}"),
-        env=os.environ | PYTHON,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert "batch.size: 64 images can't be shared equally by 3 processes" in done.stderr
-    assert "Traceback" not in done.stderr
+    out, words = tmp_path / "out", ["run", TINY, f"log.folder={tmp_path}"]
+    with Forked(*words, out=out, ranks=3) as ranks:
+        ranks.wait()
+    assert [rank.exitcode for rank in ranks.ranks] == [2, 2, 2]
+    assert "batch.size: 64 images can't be shared equally by 3 processes" in out.read_text()
+    assert "Traceback" not in out.read_text()
 
 
 def test_what_fails_on_one_rank_ends_all_with_its_reason() -> None:

@@ -38,7 +38,7 @@ LAYERS = """
     checkpoint meter nonfinite precision samples seeding signals
     distributed
     arrival elastic
-    axes files fit lock pace paths snapshot storage
+    axes files fit lock pace paths ports snapshot storage
     config
     errors
     __init__

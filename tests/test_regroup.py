@@ -14,8 +14,9 @@ import torch
 from doubles import tiny
 from graftwerk.axes import World
 from graftwerk.data.order import Order
-from graftwerk.launch.local import environment, free_port
+from graftwerk.launch.local import environment
 from graftwerk.meter import Meter
+from graftwerk.ports import free_port
 from graftwerk.run import Run
 from graftwerk.samples import fingerprint
 from graftwerk.signals import StoppedError

@@ -37,6 +37,8 @@ from running import (
     until,
 )
 
+pytestmark = pytest.mark.long
+
 # ---------------------------------------------------------------- start
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import random
 import tarfile
 import warnings
 from io import BytesIO
@@ -177,6 +178,8 @@ def test_photographs_are_decoded_as_by_pillow():
         files = [tar.extractfile(member) for member in tar if member.isfile()]
         photographs = [file.read() for file in files if file is not None]
     assert len(photographs) == 600
-    for raw in photographs:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    for raw in random.Random(seed).sample(photographs, 200):
         expected = np.asarray(Image.open(BytesIO(raw)).convert("RGB"))
         np.testing.assert_array_equal(np.asarray(decode(raw, "rgb")), expected)

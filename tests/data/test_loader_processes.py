@@ -79,7 +79,7 @@ def test_workers_outlive_signals_from_outside(images: Source, name: str):
 def test_a_crash_of_the_main_process_leaves_no_worker_behind(method: str, tmp_path: Path):
     """The loader is still alive in the traceback, so only Python's own exit ends its processes."""
     command = [sys.executable, "-c", CRASH, str(tmp_path), method]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert "ValueError: a bug" in done.stderr
     pids = done.stdout.split()
     assert len(pids) == 2

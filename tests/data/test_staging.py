@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from graftwerk.data.config import Data
 from graftwerk.data.staging import local_disk, stage, staged
 from graftwerk.errors import DataError
 from graftwerk.start import start
-from running import configured
+from running import configured, started, until
 from trees import same, tree, write_files, write_tar
 
 SLOW = """
@@ -29,7 +29,8 @@ from graftwerk.data.staging import stage
 
 def slowly(count):
     Path(f"{sys.argv[3]}/{os.getpid()}").touch()
-    time.sleep(0.1)
+    while not Path(f"{sys.argv[3]}.killed").exists():
+        time.sleep(0.01)
 
 print(stage(Path(sys.argv[1]), Path(sys.argv[2]), slowly))
 """
@@ -82,17 +83,22 @@ def test_of_four_processes_one_is_killed_and_one_copy_is_left(tmp_path: Path, so
     disk, marks = tmp_path / "disk", tmp_path / "marks"
     marks.mkdir()
     words = [sys.executable, "-c", SLOW, str(source), str(disk), str(marks)]
-    processes = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    while not list(marks.iterdir()):
-        time.sleep(0.01)
-    (first,) = [int(mark.name) for mark in marks.iterdir()]
-    os.kill(first, signal.SIGKILL)
-    while any(process.poll() is None for process in processes):
-        for copy in copies(disk):
-            assert copy.suffix == ".partial" or files_of(copy) == files_of(source)
-        time.sleep(0.02)
-    told = {process.communicate()[0].strip() for process in processes if process.pid != first}
-    assert [p.returncode for p in processes if p.pid != first] == [0, 0, 0]
+    with ExitStack() as stack:
+        processes = [stack.enter_context(started(words, subprocess.PIPE)) for _ in range(4)]
+        (mark,) = until(lambda: list(marks.iterdir()))
+        first = int(mark.name)
+        os.kill(first, signal.SIGKILL)
+        (tmp_path / "marks.killed").touch()
+        others = [process for process in processes if process.pid != first]
+
+        def ended() -> bool:
+            for copy in copies(disk):
+                assert copy.suffix == ".partial" or files_of(copy) == files_of(source)
+            return all(process.poll() is not None for process in others)
+
+        until(ended)
+        told = {process.communicate()[0].decode().strip() for process in others}
+        assert [process.returncode for process in others] == [0, 0, 0]
     (copy,) = copies(disk)
     assert told == {str(copy)}
     assert files_of(copy) == files_of(source)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import socket
@@ -16,13 +15,11 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 
 from gathering import gathering
 from graftwerk.errors import APART
+from running import fork_server
 
 SIZE, TIMEOUT = 4, 5.0
 PATIENT = 300.0
 """Of what must happen, on the slowest machine."""
-CLEAN = multiprocessing.get_context("forkserver")
-"""Children are forks of a process without threads that has imported torch already."""
-CLEAN.set_forkserver_preload(["gathering"])
 
 
 class Workers:
@@ -36,7 +33,7 @@ class Workers:
         """All workers; the store is at another port for some."""
         for rank in range(SIZE):
             port = ports.get(rank, self.store.port)
-            child = CLEAN.Process(
+            child = fork_server().Process(
                 target=gathering,
                 args=(rank, SIZE, port, timeout),
                 kwargs={"reports": rank not in ports},

@@ -12,16 +12,23 @@ from pathlib import Path
 import pytest
 
 from conftest import require_program
-from graftwerk.launch.local import run_workers
 from graftwerk.rehearse import accidents
 from graftwerk.rehearse.cluster import PROGRAMS, Cluster
 from graftwerk.rehearse.machines import PROGRAMS as NETWORK
 from graftwerk.verify.jobs import REFUSED
-from running import PYTHON, TINY, command, differences, newest_state
+from running import PYTHON, TINY, Forked, checkpoints, command, differences, newest_state
 
-STEPS = 150
-KEYS = [f"steps={STEPS}", "save=3 steps", "evaluate.every=1000", "batch.micro=4"]
-PATIENCE = 400
+pytestmark = pytest.mark.long
+STEPS = 90
+KEYS = [
+    f"steps={STEPS}",
+    "save=3 steps",
+    "evaluate.every=1000",
+    "objective=unhurried",
+    "batch.micro=32",
+]
+"""Half a minute of training, which hardly needs the processor."""
+PATIENCE = 600
 
 
 def until(happened: Callable[[], bool], cluster: Cluster, tell: Callable[[], str]) -> None:
@@ -59,8 +66,7 @@ def test_a_run_survives_its_cluster(
 
         def saved() -> int:
             """The newest checkpoint's step."""
-            names = sorted(path.name for path in run.glob("checkpoints/step-*"))
-            return int(names[-1].removeprefix("step-")) if names else 0
+            return max(checkpoints(there), default=0)
 
         def tell() -> str:
             said = [path.read_text() for path in there.glob("sweeps/*/logs/*")]
@@ -88,7 +94,9 @@ def test_a_run_survives_its_cluster(
         began = [line for line in attempts() if "began" in line]
         assert len(began) == 5
         assert all(str(line["from"]) for line in began[1:])
-    run_workers(2, ["run", TINY, *KEYS, f"log.folder={here}"])
+    out = tmp_path / "out"
+    with Forked("run", TINY, *KEYS, f"log.folder={here}", out=out, ranks=2) as process:
+        assert process.wait() == 0, out.read_text()
     (undisturbed,) = here.glob("tiny-*")
     states = [newest_state(folder)[1]["parts"] for folder in (undisturbed, run)]
     assert differences(*states) == []

@@ -8,7 +8,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ from graftwerk.launch.submit import submit
 from graftwerk.pipeline import Pipeline
 from graftwerk.rehearse.cluster import Cluster
 from graftwerk.run import Run
-from running import PYTHON, TINY, command
+from running import PYTHON, TINY, command, until
 
 LOOK = (
     "import json, os; print(json.dumps([os.getcwd(), sorted(os.listdir('/')), dict(os.environ)]))"
@@ -150,12 +149,12 @@ def test_a_submitted_run_is_trained_in_its_container(
     monkeypatch.chdir(tmp_path)
     run = Run(name="boxed", launch=Launch(container=container(image, runtime)))
     assert submit(Pipeline.of(run), "boxed", [], dry_run=False) == 0
-    deadline = time.monotonic() + 100
-    while not (found := list(run.folder.glob("checkpoints/*/manifest.json"))):
-        said = [path.read_text() for path in Path("runs/sweeps").glob("*/logs/*.out")]
-        assert time.monotonic() < deadline, said
-        time.sleep(0.1)
-    assert json.loads(found[0].read_text())["finished"]
+
+    def finished() -> bool:
+        return state.status(run.folder, {}).state == "finished"
+
+    logs = Path("runs/sweeps")
+    until(finished, tell=lambda: [path.read_text() for path in logs.glob("*/logs/*.out")])
 
 
 def test_charliecloud_trains(image: Path, tmp_path: Path, slurm: Cluster) -> None:
@@ -171,9 +170,7 @@ def test_charliecloud_trains(image: Path, tmp_path: Path, slurm: Cluster) -> Non
     words = [f"launch.container.{key}={value}" for key, value in keys.items()]
     slurm.run(*command("run", TINY, "steps=1", "--on=slurm", *words), env=PYTHON, cwd=tmp_path)
     (run,) = tmp_path.glob("runs/tiny-*")
-    deadline = time.monotonic() + 400
-    while not (attempts := run / "attempts.jsonl").exists() or "ended" not in attempts.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    attempts = run / "attempts.jsonl"
+    until(lambda: attempts.exists() and "ended" in attempts.read_text())
     said = [path.read_text() for path in tmp_path.glob("runs/sweeps/*/logs/*.out")]
     assert state.status(run, {}).state == "finished", said

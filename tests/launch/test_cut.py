@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from conftest import require_program
-from graftwerk.launch.local import run_workers
 from graftwerk.rehearse import accidents
 from graftwerk.rehearse.cluster import PROGRAMS, Cluster
 from graftwerk.rehearse.machines import PROGRAMS as NETWORK
-from running import PYTHON, TINY, command, differences, newest_state
+from running import PYTHON, TINY, Forked, command, differences, newest_state
 
 STEPS = 60
 KEYS = [f"steps={STEPS}", "save=3 steps", "evaluate.every=1000", "batch.micro=4"]
@@ -57,7 +56,9 @@ def test_a_cut_machine_is_left_behind(
         assert attempts()[-1]["node"] == "n[1,3]"
         until(lambda: "ended" in attempts()[-1])
         assert attempts()[-1]["code"] == 0
-    run_workers(2, ["run", TINY, *KEYS, f"log.folder={here}"])
+    out = tmp_path / "out"
+    with Forked("run", TINY, *KEYS, f"log.folder={here}", out=out, ranks=2) as process:
+        assert process.wait() == 0, out.read_text()
     (undisturbed,) = here.glob("tiny-*")
     states = [newest_state(folder)[1]["parts"] for folder in (undisturbed, run)]
     assert differences(*states) == []

@@ -8,7 +8,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,9 @@ from graftwerk import runfile
 from graftwerk.errors import ConfigError
 from graftwerk.recipes import find, find_pipeline
 from graftwerk.rehearse.cluster import Cluster
-from running import PYTHON, command, graftwerk, records
+from running import PYTHON, command, graftwerk, records, until
+
+pytestmark = pytest.mark.long
 
 RECIPE = """\
 from __future__ import annotations
@@ -84,8 +85,8 @@ def spoil(project: Path) -> None:
 
 
 def test_jobs_know_the_kinds_of_their_submission(project: Path, slurm: Cluster) -> None:
-    """Two runs of two processes each, side by side in a job."""
-    words = ["recipes/mine.py:two", "--on=slurm", "processes=2", "launch.pack=2"]
+    """Two runs side by side in a job."""
+    words = ["recipes/mine.py:two", "--on=slurm", "launch.pack=2"]
     words += ["launch.slurm.extra.hold=true"]
     slurm.run(*command("run", *words), env={"OMP_NUM_THREADS": "1"}, cwd=project)
     runs = [*project.glob("runs/one-*")]
@@ -94,10 +95,8 @@ def test_jobs_know_the_kinds_of_their_submission(project: Path, slurm: Cluster) 
     spoil(project)
     job = json.loads((runs[0] / "job.json").read_text())["job"]
     slurm.run("scontrol", "release", job)
-    deadline = time.monotonic() + 400
-    while not all("ended" in told(run / "attempts.jsonl") for run in runs):
-        assert time.monotonic() < deadline, [told(run / "attempts.jsonl") for run in runs]
-        time.sleep(0.2)
+    notes = [run / "attempts.jsonl" for run in runs]
+    until(lambda: all("ended" in told(note) for note in notes), tell=lambda: [*map(told, notes)])
     said = [path.read_text() for path in project.glob("runs/sweeps/*/logs/*.out")]
     codes = [json.loads(told(run / "attempts.jsonl").splitlines()[-1])["code"] for run in runs]
     assert codes == [0, 0], said
@@ -116,10 +115,8 @@ def test_pools_and_later_commands_know_them_too(project: Path) -> None:
     line = f"nohup {shlex.join(words)} > said 2>&1 & {begun}"
     env = os.environ | PYTHON
     subprocess.run(["script", "-qc", line, "/dev/null"], cwd=project, env=env, check=True)
-    deadline = time.monotonic() + 400
-    while "; 0 to go" not in (said := told(project / "said")):
-        assert time.monotonic() < deadline, said
-        time.sleep(0.2)
+    said = project / "said"
+    until(lambda: "; 0 to go" in told(said), tell=lambda: told(said))
     (sweep,) = project.glob("runs/sweeps/mine-*")
     assert "2 finished" in graftwerk("status", str(sweep), cwd=Path("/")).stdout
     assert "objective.power" in graftwerk("results", str(sweep), cwd=Path("/")).stdout

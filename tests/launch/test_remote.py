@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from conftest import require_program
 from graftwerk.cli import main
 from graftwerk.launch.config import PROFILES
 from graftwerk.rehearse.cluster import Cluster
+from running import until
 from sshd import PROGRAMS, private_sshd
 
 RECIPE = """\
@@ -84,10 +84,7 @@ def test_a_run_from_a_laptop(
 
     def reaches(state: str) -> bool:
         """Slurm takes its time to hold a job, and to let go of a cancelled one."""
-        until = time.monotonic() + 60
-        while (states := status()) != [state] and time.monotonic() < until:
-            time.sleep(0.5)
-        return states == [state]
+        return until(lambda: status() == [state])
 
     assert reaches("queued")
     assert main(["--at", "lab", "run", "recipe.py"]) == 0
@@ -104,10 +101,9 @@ def test_a_run_from_a_laptop(
     assert reaches("queued")
     (run,) = (storage / "project" / "runs").glob("small-*")
     slurm.run("scontrol", "release", json.loads((run / "job.json").read_text())["job"])
-    deadline = time.monotonic() + 400
-    while status() != ["finished"]:
-        assert time.monotonic() < deadline, [*map(Path.read_text, sweep.glob("logs/*"))]
-        time.sleep(2)
+    checkpoint = run / "checkpoints" / "step-00000001"
+    until(checkpoint.exists, tell=lambda: [*map(Path.read_text, sweep.glob("logs/*"))])
+    assert reaches("finished")
     assert main(["--at", "lab", "results", "--out", str(out)]) == 0
     assert "eval_top1" in out.read_text()
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
-import time
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from gathering import supervised
+from running import end, fork_server, until
 
 SIZE, TIMEOUT = 3, 5.0
-CLEAN = multiprocessing.get_context("forkserver")
-"""Children are forks of a process without threads that has imported torch already."""
-CLEAN.set_forkserver_preload(["gathering"])
 
 
 def seen(folder: Path) -> list[tuple[int, str]]:
@@ -30,16 +26,17 @@ def seen(folder: Path) -> list[tuple[int, str]]:
 
 def processes_of_all(folder: Path, supervisor: ForkServerProcess, *, without: int = 0) -> list[int]:
     """Wait until all are members, none of them as process `without`; their numbers by slot."""
-    while True:
+
+    def all_of_them() -> list[int]:
         assert supervisor.is_alive()
         numbers, members = zip(*seen(folder), strict=True)
-        if set(members) == {"0 1 2"} and without not in numbers:
-            return list(numbers)
-        time.sleep(0.05)
+        return list(numbers) if set(members) == {"0 1 2"} and without not in numbers else []
+
+    return until(all_of_them)
 
 
 def test_killed_and_stopped_workers_are_started_again(tmp_path: Path) -> None:
-    supervisor = CLEAN.Process(target=supervised, args=(SIZE, tmp_path, TIMEOUT))
+    supervisor = fork_server().Process(target=supervised, args=(SIZE, tmp_path, TIMEOUT))
     supervisor.start()
     try:
         killed = processes_of_all(tmp_path, supervisor)[0]
@@ -51,7 +48,8 @@ def test_killed_and_stopped_workers_are_started_again(tmp_path: Path) -> None:
         supervisor.join()
         assert supervisor.exitcode == 0
     finally:
-        supervisor.kill()
+        if supervisor.is_alive() and supervisor.pid is not None:
+            end(supervisor.pid)
     members = [line.partition(" ")[2] for line in (tmp_path / "1").read_text().splitlines()]
     assert "1 2" in members
     assert "0 1" in members

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from graftwerk.log import metrics_csv
-from graftwerk.log.curves import BEST, EMA, EVAL, TRAIN, Curves, draw
+from graftwerk.log.curves import BEST, EMA, EVAL, FIRST, TRAIN, Curves, draw
 from graftwerk.log.jsonl import JsonLines
 from graftwerk.log.metrics_csv import MetricsCsv, Row
 
@@ -98,6 +99,19 @@ def test_the_last_evaluation_is_always_in_the_picture(tmp_path: Path) -> None:
     sink.close("finished")
     draw(tmp_path / "all.png", tmp_path.name, metrics_csv.read(tmp_path / "metrics.csv"))
     assert (pixels(path) == pixels(tmp_path / "all.png")).all()
+
+
+def test_a_long_run_is_drawn_before_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    rows, sink = MetricsCsv(tmp_path, 0), Curves(tmp_path, steps_per_epoch=10)
+    for epoch in (1, 2):
+        rows.row(10 * epoch, epoch, {"eval_top1": 0.5})
+        sink.row(10 * epoch, epoch, {"eval_top1": 0.5})
+        assert (tmp_path / "curves.png").exists() == (epoch == 2)
+        now += FIRST
 
 
 def test_drawing_leaves_matplotlib_as_it_was(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ from torch.distributed import (
     PrefixStore,  # pyright: ignore[reportPrivateImportUsage]
     TCPStore,  # pyright: ignore[reportPrivateImportUsage]
 )
-from torch.multiprocessing.spawn import spawn
 
 from graftwerk import axes
 from graftwerk.axes import Batch, Objective, Output, World
 from graftwerk.elastic import meeting
 from graftwerk.sync.allreduce import AllReduce
+from running import in_processes
 from workers import gossip, group_of, numbers
 
 RANKS, STEPS, IMAGES = 2, 12, 8
@@ -76,7 +76,7 @@ def both(rank: int, port: int, seed: int, folder: Path) -> None:
 def test_is_ddp_for_sgd_with_momentum_and_weight_decay(tmp_path: Path) -> None:
     seed = random.randrange(2**31)
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    spawn(both, (store.port, seed, tmp_path), nprocs=RANKS)
+    in_processes(both, store.port, seed, tmp_path, ranks=RANKS)
     for rank in range(RANKS):
         expected, found = torch.load(tmp_path / f"{rank}.pt")
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12, msg=f"seed {seed}")

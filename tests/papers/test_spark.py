@@ -20,9 +20,8 @@ from graftwerk.objectives.spark import Spark
 from graftwerk.optim.groups import group_parameters
 from graftwerk.optim.optimizers import apply_rates, build_optimizer
 from graftwerk.optim.schedules import factor
-from graftwerk.pipeline import Pipeline
-from graftwerk.recipes import find, shipped
-from graftwerk.run import Run, peak_lr
+from graftwerk.recipes import find, find_pipeline, shipped
+from graftwerk.run import peak_lr
 
 SEED = int(np.random.SeedSequence().generate_state(1)[0])
 IMAGES, STEPS_PER_EPOCH, STEPS = 1281167, 313, 500800
@@ -241,15 +240,12 @@ def test_lamb_of_the_recipe(scale: float) -> None:
 # ---------------------------------------------------------------- recipes
 
 
-def recipes() -> dict[str, Run]:
-    found = {name: Pipeline.of(make()).runs for name, make in shipped().items()}
-    wanted = re.compile(r"(spark|finetune)_(resnet|convnext)")
-    return {name: next(iter(runs.values())) for name, runs in found.items() if wanted.match(name)}
+RECIPES = [name for name in shipped() if re.match(r"(spark|finetune)_(resnet|convnext)", name)]
 
 
-@pytest.mark.parametrize("name", recipes())
+@pytest.mark.parametrize("name", RECIPES)
 def test_recipes_fit_their_model(name: str) -> None:
-    run = recipes()[name]
+    run = next(iter(find_pipeline(name).runs.values()))
     with torch.device("meta"):
         net = timm.create_model(run.model.name, drop_path_rate=run.model.drop_path)
     assert run.augment.height_width[0] == (384 if name.endswith("384") else 224)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 from conftest import require_program
 from graftwerk.rehearse import accidents, processes
 from graftwerk.rehearse.cluster import PROGRAMS, Cluster
+from running import until
 
 JOB = """\
 #!/bin/sh
@@ -35,10 +35,10 @@ def submit(cluster: Cluster, folder: Path, body: str, *options: str) -> tuple[st
 
 
 def wait_for(out: Path, text: str) -> None:
-    deadline = time.monotonic() + 90
-    while not (out.exists() and text in out.read_text()):
-        assert time.monotonic() < deadline, out.read_text() if out.exists() else "no output"
-        time.sleep(0.1)
+    until(
+        lambda: out.exists() and text in out.read_text(),
+        tell=lambda: out.exists() and out.read_text(),
+    )
 
 
 def test_nodes_run_jobs_and_their_gpus_are_faked(slurm: Cluster) -> None:
@@ -47,7 +47,7 @@ def test_nodes_run_jobs_and_their_gpus_are_faked(slurm: Cluster) -> None:
 
 
 def test_time_limit_signals_what_the_script_asks_for(slurm: Cluster, tmp_path: Path) -> None:
-    body = "trap 'echo warned; kill $!' USR2\necho up\nsleep 60 &\nwait"
+    body = "trap 'echo warned; kill $!' USR2\necho up\nsleep 600 &\nwait"
     job, out = submit(slurm, tmp_path, body)
     wait_for(out, "up")
     assert accidents.time_limit(slurm, job) == f"USR2 to the batch shell of job {job}"
@@ -56,7 +56,7 @@ def test_time_limit_signals_what_the_script_asks_for(slurm: Cluster, tmp_path: P
 
 def test_preemption_is_announced_by_sigterm(pair: Cluster, tmp_path: Path) -> None:
     """The job ends by itself in its time of grace, and requeues itself."""
-    task = 'trap "echo told; exit 75" TERM; echo start $SLURM_RESTART_COUNT; sleep 60 & wait'
+    task = 'trap "echo told; exit 75" TERM; echo start $SLURM_RESTART_COUNT; sleep 600 & wait'
     body = f"srun sh -c '{task}' || scontrol requeue $SLURM_JOB_ID"
     job, out = submit(pair, tmp_path, body, "--nodes=1")
     wait_for(out, "start")
@@ -67,7 +67,7 @@ def test_preemption_is_announced_by_sigterm(pair: Cluster, tmp_path: Path) -> No
 
 
 def test_a_lost_node_requeues_its_job_and_comes_back(pair: Cluster, tmp_path: Path) -> None:
-    body = "srun sh -c 'echo start $SLURM_RESTART_COUNT on $SLURMD_NODENAME; sleep 60'"
+    body = "srun sh -c 'echo start $SLURM_RESTART_COUNT on $SLURMD_NODENAME; sleep 600'"
     job, out = submit(pair, tmp_path, body, "--nodes=2")
     wait_for(out, "on n2")
     accidents.lose(pair, "n2")

@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 
 from conftest import require_program
-from graftwerk.launch.local import run_workers
 from graftwerk.rehearse import accidents
 from graftwerk.rehearse.cluster import PROGRAMS, Cluster
 from graftwerk.rehearse.machines import PROGRAMS as NETWORK
-from running import PYTHON, TINY, differences, newest_state, only_run
+from running import PYTHON, TINY, Forked, differences, newest_state, only_run
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
+]
 KEYS = ["steps=3", "batch.micro=16", "evaluate.every=1000", "log.console=quiet"]
 
 
@@ -64,7 +66,7 @@ def test_the_small_disk_fills_up(machines: Cluster) -> None:
 
 
 def test_torchrun_meets_over_two_machines(machines: Cluster, tmp_path: Path) -> None:
-    """One torchrun on each of two machines, and two local workers: the same weights."""
+    """One torchrun on each of two machines, and two local processes: the same weights."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
     torchrun += ["--rdzv-backend=c10d", "--rdzv-endpoint=n1:29400", "--rdzv-id=1"]
     words = ["run", TINY, *KEYS]
@@ -72,7 +74,8 @@ def test_torchrun_meets_over_two_machines(machines: Cluster, tmp_path: Path) -> 
     env = PYTHON | {"OMP_NUM_THREADS": "1"}
     srun = ["srun", "--nodes=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
     machines.run(*srun, *torchrun, "-m", "graftwerk", *words, there, env=env)
-    here = [*words, f"log.folder={tmp_path / 'here'}"]
-    run_workers(2, here)
+    out = tmp_path / "out"
+    with Forked(*words, f"log.folder={tmp_path / 'here'}", out=out, ranks=2) as here:
+        assert here.wait() == 0, out.read_text()
     states = [newest_state(only_run(tmp_path / place))[1] for place in ("there", "here")]
     assert differences(states[0]["parts"]["objective"], states[1]["parts"]["objective"]) == []

@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 
 from graftwerk.axes import Batch, Objective, Output, World
 from graftwerk.errors import ConfigError
 from graftwerk.sync.allreduce import AllReduce
+from running import in_processes
 
 RANKS, IMAGES = 2, 8
 
@@ -105,7 +105,7 @@ def in_one_rank(rank: int, folder: Path) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each task returned, by rank."""
     folder = tmp_path_factory.mktemp("ranks")
-    spawn(in_one_rank, (folder,), nprocs=RANKS)
+    in_processes(in_one_rank, folder, ranks=RANKS)
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
 
 

@@ -36,7 +36,7 @@ def test_a_late_peer_costs_both_ends_the_exchange_and_nobody_the_mean(
                 parameter.add_(world.rank)
         for step in range(4):
             if step == 1 and world.rank == late:
-                time.sleep(0.6)
+                time.sleep(1.2)
             sync.publish()
             sync.mix()
         with sync.averaged(objective.net):

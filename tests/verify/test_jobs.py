@@ -16,6 +16,8 @@ from graftwerk.verify.jobs import KINDS, kinds
 from jobs import until
 from running import PYTHON, TINY
 
+pytestmark = pytest.mark.long
+
 KEYS = ["objective=unhurried", "batch.micro=64", "steps=25", "save=3 steps", "evaluate.every=1000"]
 """Five seconds of training, and no wait for the processor."""
 BESIDE = ("SIGKILL while saving", "full disk")

@@ -16,6 +16,8 @@ import pytest
 from graftwerk.cli import main
 from running import PATIENCE, PYTHON, TINY, Forked, command, steps, until
 
+pytestmark = pytest.mark.long
+
 HIDDEN = f"{Path(__file__).parent / 'hidden.py'}:forgetful"
 KEYS = ["data.workers=0", "evaluate.every=1000"]
 

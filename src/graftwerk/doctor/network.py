@@ -17,7 +17,8 @@ import torch
 
 from graftwerk.distributed import gather, join, sum_
 from graftwerk.doctor.finding import Finding, amount
-from graftwerk.launch.local import environment, free_port
+from graftwerk.launch.local import environment
+from graftwerk.ports import free_port
 
 PORTS = (29_400, 29_500)
 """What torchrun meets at where nobody says otherwise."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from graftwerk.errors import DONE
+from graftwerk.ports import free_port
 
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 GRACE = 10.0
@@ -78,9 +78,3 @@ def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> int:
         time.sleep(0.05)
     failure = failure or next((code for code in codes if code), DONE)
     return failure if failure >= 0 else 128 - failure
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]

@@ -71,7 +71,7 @@ class Sweep:
         return cls(parent / f"{stem}-{hashes.hexdigest()[:8]}", members)
 
     def write(self, runs: Mapping[str, Run], **facts: Any) -> None:
-        """`sweep.json`, and the `run.json` of every run."""
+        """The `run.json` of every run, and then `sweep.json`: who finds it finds all of them."""
         from graftwerk import runfile  # which `status` has no time for
 
         assert self.folder is not None
@@ -85,11 +85,11 @@ class Sweep:
                 runfile.check_defaults(runs[name])
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            replace(self.folder / "sweep.json", json.dumps(contents, indent=1).encode())
             for name, member in self.members.items():
                 member.folder.mkdir(parents=True, exist_ok=True)
                 for file, text in runfile.contents(runs[name]).items():
                     state.put(member.folder / file, text)
+            replace(self.folder / "sweep.json", json.dumps(contents, indent=1).encode())
         except OSError as error:
             raise StorageError(f"{self.folder}: {error.strerror}") from None
 

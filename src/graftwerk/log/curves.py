@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SHARE_OF_TIME = 0.05
 """Drawing after each evaluation may take this share of the run's time; the end is always drawn."""
+FIRST = 20.0
+"""Seconds of a run without a picture: where its end is as near, one is enough."""
 DOTTED = 40
 """Up to so many evaluations each have a dot."""
 WIDE_RANGE = 30
@@ -137,7 +139,7 @@ class Curves(Sink):
         self._steps_per_epoch = steps_per_epoch
         self.records = self._earlier_records()
         self._stale = False
-        self._not_before = -math.inf
+        self._not_before = time.monotonic() + FIRST
 
     @override
     def record(self, step: int, epoch: int, values: Mapping[str, float]) -> None:

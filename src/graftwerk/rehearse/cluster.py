@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from graftwerk.ports import free_ports
 from graftwerk.rehearse.conf import HEAD, Node, gres_conf, slurm_conf
 from graftwerk.rehearse.machines import Machines
 from graftwerk.rehearse.processes import (
     SEARCH,
     Daemons,
     RehearsalError,
-    free_ports,
     kill,
     missing,
     of_jobs,

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -105,11 +104,3 @@ def until(happened: Callable[[], bool], otherwise: Callable[[], str]) -> None:
         if time.monotonic() > deadline:
             raise RehearsalError(otherwise())
         time.sleep(0.05)
-
-
-def free_ports(count: int) -> list[int]:
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
