@@ -4,7 +4,8 @@
 
 Trains the run of `benchmarks/engine.py` twice in one process, in turns: a step with the guards as
 they are, then one without any of them. Prints JSON: the median over pairs of steps of their ratio
-in time (guarded ÷ not) with its quartiles, and the guards' own time as a share of a step.
+in time (guarded ÷ not) with its quartiles, and the guards' own time as a share of a step. So, too,
+what a gossip replica spends on looking whether the weights that it sends are finite.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from graftwerk.axes import Batch, Step, World
 from graftwerk.config import override
 from graftwerk.nonfinite import Guard
 from graftwerk.run import Run
+from graftwerk.sync.config import Gossip
+from graftwerk.sync.replicas import buckets, is_finite
 from graftwerk.train import take_step
 from graftwerk.watchdog import guarding
 
@@ -90,6 +93,15 @@ class Loop:
         return time.perf_counter() - began
 
 
+def gossip_check(loop: Loop) -> float:
+    """Seconds of one look at all weights, in the pieces that gossip sends."""
+    pieces = buckets(list(loop.parts.objective.parameters()), Gossip().bucket_mb << 20)
+    flats = [torch.cat([p.detach().flatten() for p in piece]) for piece in pieces]
+    began = time.perf_counter()
+    assert all(is_finite(flat) for flat in flats)
+    return time.perf_counter() - began
+
+
 def quartiles(values: list[float]) -> list[float]:
     return [round(value, 5) for value in statistics.quantiles(values, n=4)]
 
@@ -103,11 +115,13 @@ def main() -> None:
         runfolder.prepare(run)
         guarded, bare = Loop(run, Timed, watched=True), Loop(run, Off, watched=False)
         pairs: list[tuple[float, float, float]] = []
+        checks: list[float] = []
         for number in range(steps):
             order = [bare, guarded] if number % 2 else [guarded, bare]
             seconds = {loop: loop.step() for loop in order}
             assert isinstance(guarded.parts.guard, Timed)
             pairs.append((seconds[guarded], seconds[bare], guarded.parts.guard.seconds))
+            checks.append(gossip_check(guarded) / seconds[guarded])
     warm = list(itertools.islice(pairs, steps // 10, None))
     low, median, high = quartiles([one / other for one, other, _ in warm])
     _, share, _ = quartiles([own / whole for whole, _, own in warm])
@@ -116,6 +130,7 @@ def main() -> None:
         "ratio_median": median,
         "ratio_quartiles": [low, high],
         "share_of_a_step": share,
+        "gossip_check_share_of_a_step": quartiles(checks)[1],
         "pairs": len(warm),
         "device": torch.cuda.get_device_name() if GPU else platform.machine(),
         "threads": torch.get_num_threads(),
