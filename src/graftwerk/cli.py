@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import io
 import os
 import sys
 import traceback
@@ -18,6 +19,7 @@ from graftwerk.errors import (
     DONE,
     INTERRUPTED,
     STORAGE_ERROR,
+    DataError,
     GraftwerkError,
     StorageError,
 )
@@ -34,6 +36,8 @@ key=value sets any key of the config tree; the order does not matter, and --key=
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (docs/exit-codes.md)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # files have names of any bytes
     options, rest = _parser().parse_known_args(words)
     try:
         if options.at is not None:
@@ -302,7 +306,12 @@ def reconstruct(options: argparse.Namespace, words: list[str], arguments: list[s
 
 def data(options: argparse.Namespace, words: list[str], arguments: list[str]) -> int:
     del words, arguments
-    return options.act(options)
+    try:
+        return options.act(options)
+    except OSError as error:
+        if error.filename is None or error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(f"{os.fsdecode(error.filename)}: {error.strerror}") from None
 
 
 def rehearse(options: argparse.Namespace, words: list[str], arguments: list[str]) -> int:

@@ -147,7 +147,12 @@ def test_a_truncated_file_is_refused_with_a_reason(rng: np.random.Generator, for
             decode(raw[: int(len(raw) * share)], "rgb")
 
 
-@pytest.mark.parametrize("raw", [b"", b"no image at all", b"\x89PNG\r\n\x1a\n" + bytes(30)])
+def test_an_empty_file_is_called_so():
+    with pytest.raises(DataError, match=r"is no readable image \(it is empty\)"):
+        decode(b"", "rgb")
+
+
+@pytest.mark.parametrize("raw", [b"no image at all", b"\x89PNG\r\n\x1a\n" + bytes(30)])
 def test_what_is_no_image_is_refused(raw: bytes):
     with pytest.raises(DataError, match=r"is no readable image \(no known image format\)"):
         decode(raw, "rgb")

@@ -222,3 +222,23 @@ def test_a_folder_without_permission_is_named(two_splits: Path):
     (two_splits / "train" / "bee").chmod(0)
     (line,) = problems(two_splits)
     assert line == f"{two_splits}/train/bee: can't be read (Permission denied)"
+
+
+@pytest.mark.parametrize("names", [("Train", "Val"), ("Training", "Testing")])
+def test_splits_of_other_names_are_no_classes(
+    tmp_path: Path, write_image: ImageWriter, names: tuple[str, str]
+):
+    for split in names:
+        for number in range(4):
+            write_image(tmp_path / split / "ant" / f"{number}.jpg")
+    with pytest.raises(DataError, match=rf"'{names[1]}'.* are named like splits.* train and val"):
+        open_folder(tmp_path, 0.5, 0)
+
+
+def test_a_link_that_leads_back_is_named(tmp_path: Path, write_image: ImageWriter):
+    for name in ("ant", "bee"):
+        for number in range(2):
+            write_image(tmp_path / name / f"{number}.jpg")
+    (tmp_path / "ant" / "up").symlink_to(tmp_path)
+    with pytest.raises(DataError, match=r"ant/up: a link to .* which holds it; remove the link"):
+        open_folder(tmp_path, 0.5, 0)

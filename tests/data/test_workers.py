@@ -1,9 +1,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import time
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
 
-from graftwerk.data.workers import default_workers
+import pytest
+
+from graftwerk.data.workers import default_workers, processes
 
 
 def test_default_workers_share_the_cores_between_the_ranks():
@@ -11,3 +18,33 @@ def test_default_workers_share_the_cores_between_the_ranks():
     assert default_workers(1) == min(8, cores)
     assert default_workers(2) == min(8, cores // 2)
     assert default_workers(10 * cores) == 0
+
+
+def _work(folder: Path, number: int) -> None:
+    Path(folder, str(number)).touch()
+    time.sleep(0.2)
+
+
+def _many(folder: Path) -> None:
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with processes(2) as pool:
+            list(pool.map(partial(_work, folder), range(1000)))
+    except KeyboardInterrupt:
+        os._exit(130)
+
+
+def test_a_pool_obeys_one_ctrl_c(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    """A terminal sends it to every process of the group."""
+    process = get_context("fork").Process(target=_many, args=(tmp_path,))
+    process.start()
+    assert process.pid is not None
+    while not list(tmp_path.iterdir()):
+        assert process.is_alive()
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    process.join(120)
+    assert process.exitcode == 130
+    assert len(list(tmp_path.iterdir())) < 100
+    assert "Traceback" not in capfd.readouterr().err

@@ -16,10 +16,13 @@ BATCH = 32
 
 def loader_speed(source: Source, size: int, images: int, workers: int) -> float:
     """Images per second of the loader with random crops and flips, first batch apart."""
-    images = min(images, len(source)) // BATCH * BATCH
+    images = min(images, len(source))
     if images < 2 * BATCH:
-        raise DataError(f"{source.name(0)}: {len(source)} images are too few to measure")
-    order = Order(images, BATCH)
+        raise DataError(
+            f"{source.name(0)}: {images} of {len(source)} images are too few to measure; "
+            f"{2 * BATCH} and more are needed"
+        )
+    order = Order(images // BATCH * BATCH, BATCH)
     batches = train_batches(
         source,
         train_transform(Augment(size=size), Folder.model_validate({"path": "."})),

@@ -30,25 +30,40 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
         sub.set_defaults(act=function)
         sub.add_argument("path", type=Path, help="a folder, an archive or an HDF5 file")
         sub.add_argument("--kind", help="as in data=KIND; found out where it is not given")
-        sub.add_argument("--workers", type=int, help="processes; as many as cores if not given")
+        sub.add_argument(
+            "--workers", type=_from(0), help="processes; as many as cores if not given"
+        )
         return sub
 
     sub = command(pack, "write a data set as one archive per split, or as one HDF5 file")
     sub.add_argument("to", type=Path, help="a new folder")
     sub.add_argument("--format", choices=("tar", "hdf5"), default="tar")
-    sub.add_argument("--max-side", type=int, help="shrink larger images to this longer side")
+    sub.add_argument("--max-side", type=_from(1), help="shrink larger images to this longer side")
     sub.add_argument(
         "--encode", choices=("jpeg", "raw"), help="all images anew; raw: pixels, as PPM"
     )
-    sub.add_argument("--quality", type=int, default=90, help="of JPEG")
+    sub.add_argument("--quality", type=_from(1, 100), default=90, help="of JPEG")
     sub.add_argument("--on-error", choices=("fail", "skip"), default="fail")
     command(inspect, "say what a data set holds")
     command(verify, "compare a data set with its manifest and decode every image")
     sub = command(stage, "copy a data set to the node's own disk, or find the copy there")
     sub.add_argument("--to", default="auto", help="auto: SLURM_TMPDIR or TMPDIR")
     sub = command(bench, "measure images per second of the training loader")
-    sub.add_argument("--size", type=int, default=224)
-    sub.add_argument("--images", type=int, default=512)
+    sub.add_argument("--size", type=_from(1), default=224)
+    sub.add_argument("--images", type=_from(1), default=512)
+
+
+def _from(lowest: int, highest: int | None = None) -> Callable[[str], int]:
+    """Whole numbers of an option."""
+
+    def number(word: str) -> int:
+        value = int(word)
+        if value < lowest or (highest is not None and value > highest):
+            least = f"at least {lowest}" if highest is None else f"{lowest} to {highest}"
+            raise argparse.ArgumentTypeError(f"should be {least} (got {value})")
+        return value
+
+    return number
 
 
 def described(path: Path, kind: str | None) -> Data:
@@ -127,6 +142,10 @@ def inspect(options: argparse.Namespace) -> int:
     data = described(options.path, options.kind)
     splits = data.open(0)
     print(f"data={data.kind} data.path={options.path}")
+    if not splits.classes:
+        print(f"train  {len(splits.train):,} images without classes, from {splits.train.name(0)}")
+        print(f"val    {len(splits.val):,} images without classes, from {splits.val.name(0)}")
+        return DONE
     for name, source in (("train", splits.train), ("val", splits.val)):
         counts = np.bincount(source.targets, minlength=len(splits.classes))
         print(
@@ -148,12 +167,17 @@ def verify(options: argparse.Namespace) -> int:
     with _progress("checksums", sum(e.size for e in entries), of_bytes=True) as on_bytes:
         for entry in entries:
             problems += manifest.problems(folder, entry, on_bytes)
-    splits = described(options.path, options.kind).open(0)
-    with _progress("images", _images(splits)) as on_images:
-        problems += damaged_images(splits, _workers(options), on_images)
+    images = 0
+    try:
+        splits = described(options.path, options.kind).open(0)
+        images = _images(splits)
+        with _progress("images", images) as on_images:
+            problems += damaged_images(splits, _workers(options), on_images)
+    except DataError as error:
+        problems.append(str(error))
     _told(problems)
     against = f"{len(entries)} files of the manifest" if entries else "no manifest there"
-    print(f"{_images(splits):,} images and {against}: {len(problems):,} problems")
+    print(f"{images:,} images and {against}: {len(problems):,} problems")
     return USER_ERROR if problems else DONE
 
 

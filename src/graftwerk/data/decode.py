@@ -23,8 +23,8 @@ def decode(raw: bytes | Image.Image, mode: Mode) -> Image.Image:
     Raises:
         DataError: says what is wrong; the caller knows the file's name.
     """
+    image = opened(raw) if isinstance(raw, bytes) else raw
     try:
-        image = Image.open(BytesIO(raw)) if isinstance(raw, bytes) else raw
         image.load()
         if image.mode.startswith(("I", "F")):
             image = _to_8_bits(image)
@@ -37,12 +37,19 @@ def decode(raw: bytes | Image.Image, mode: Mode) -> Image.Image:
         raise DataError(f"is no readable image ({_reason(error)})") from None
 
 
-def height_width(raw: bytes) -> tuple[int, int]:
-    """Of an encoded image, by its header. Raises `DataError` where there is none."""
+def opened(raw: bytes) -> Image.Image:
+    """An encoded image whose header has been read. Raises `DataError` where there is none."""
+    if not raw:
+        raise DataError("is no readable image (it is empty)")
     try:
-        width, height = Image.open(BytesIO(raw)).size
+        return Image.open(BytesIO(raw))
     except Exception as error:  # Pillow's readers raise all sorts of exceptions on broken files
         raise DataError(f"is no readable image ({_reason(error)})") from None
+
+
+def height_width(raw: bytes) -> tuple[int, int]:
+    """Of an encoded image, by its header. Raises `DataError` where there is none."""
+    width, height = opened(raw).size
     return height, width
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from graftwerk.data.source import Splits, stratified_split
 from graftwerk.errors import DataError
 
 VAL_NAMES = ("val", "validation", "test")
+LIKE_SPLITS = {"train", "training", *VAL_NAMES, "valid", "testing", "dev", "eval"}
+"""Folders whose names are all among these are no classes."""
 EXTENSIONS = tuple(extension.encode() for extension in IMG_EXTENSIONS)
 
 
@@ -147,6 +149,11 @@ def find_splits(path: Path) -> tuple[Path, Path | None]:
         return path / "train", path / val
     if val and only_splits:
         raise DataError(f"{path}: has {val}/ but no train/; add the training images as train/")
+    if len(names) > 1 and LIKE_SPLITS.issuperset(name.lower() for name in names):
+        raise DataError(
+            f"{path}: its folders {_some(sorted(names))} are named like splits, not like classes; "
+            "call them train and val"
+        )
     return path, None
 
 
@@ -162,13 +169,26 @@ def _images(folder: Path, name: str = "") -> list[bytes]:
     """Image files at any depth below the folder `name` of `folder`, as paths from `folder`."""
     root = os.fsencode(folder)
     found: list[bytes] = []
-    for parent, folders, files in os.walk(
-        os.fsencode(folder / name), followlinks=True, onerror=_unreadable
-    ):
+    for parent, folders, files in walk(os.fsencode(folder / name)):
         folders[:] = [name for name in folders if not name.startswith(b".")]
         prefix = b"" if parent == root else parent[len(root) + 1 :] + b"/"
         found += [prefix + file for file in files if _is_image(file)]
     return sorted(found)
+
+
+def walk(folder: bytes) -> Iterator[tuple[bytes, list[bytes], list[bytes]]]:
+    """As `os.walk`, through links.
+
+    Raises:
+        DataError: a folder can't be read, or a link leads back to a folder that holds it.
+    """
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_unreadable):
+        for link in (Path(os.fsdecode(parent), os.fsdecode(name)) for name in folders):
+            if link.is_symlink() and link.parent.resolve().is_relative_to(link.resolve()):
+                raise DataError(
+                    f"{link}: a link to {link.resolve()}, which holds it; remove the link"
+                )
+        yield parent, folders, files
 
 
 def _folders(path: Path) -> set[str]:

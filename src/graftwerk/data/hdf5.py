@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,11 +24,13 @@ from typing import Any
 
 import numpy as np
 
+from graftwerk.data import manifest
 from graftwerk.data.archives import indexed
 from graftwerk.data.listing import whole_sizes
 from graftwerk.data.source import Part, Splits, stratified_split
 from graftwerk.errors import DataError
 
+EXTENSIONS = (".h5", ".hdf5")
 IMAGES, TARGETS = "encoded_images", "targets"
 IMAGENET_SPLITS = (1_281_167, 50_000, 100_000)
 """Images to train on, to validate on, and of the test set."""
@@ -44,7 +46,7 @@ def open_hdf5(path: Path, splits: tuple[int, ...] | None, holdout: float, seed: 
     Raises:
         DataError: naming the file and the data set in it that is wrong.
     """
-    path = path.expanduser()
+    path = _file(path.expanduser())
     with opened(path) as file:
         grouped = "train" in file
     if grouped:
@@ -65,6 +67,31 @@ def open_hdf5(path: Path, splits: tuple[int, ...] | None, holdout: float, seed: 
     source = RowsSource(path, targets)
     classes = tuple(str(number) for number in range(int(targets[kept].max()) + 1))
     return Splits(Part(source, kept), Part(source, held_out), classes)
+
+
+def write(
+    path: Path, classes: Sequence[str], parts: Sequence[tuple[str, Path, Sequence[Sequence[Any]]]]
+) -> None:
+    """Our layout, of parts (split, its images' bytes, their (size, crc32, name, target))."""
+    temporary = path.with_name(f".{path.name}.partial")
+    with h5py().File(temporary, "w") as file:
+        file.attrs["classes"] = json.dumps(list(classes))
+        for split, encoded, rows in parts:
+            group = file.create_group(split)
+            sizes, checksums, names, targets = zip(*rows, strict=True) if rows else ((),) * 4
+            group["offsets"] = np.cumsum([0, *sizes], dtype=np.int64)
+            group["crc32"] = np.array(checksums, dtype=np.uint32)
+            group["targets"] = np.array(targets, dtype=np.int32)
+            text = h5py().string_dtype()
+            group.create_dataset("names", data=[os.fsencode(n) for n in names], dtype=text)
+            images = group.create_dataset("bytes", (sum(sizes),), np.uint8)
+            start = 0
+            for block in manifest.read_blocks(encoded):
+                images[start : start + len(block)] = np.frombuffer(block, np.uint8)
+                start += len(block)
+    with temporary.open("rb") as written:
+        os.fsync(written.fileno())
+    temporary.replace(path)
 
 
 @dataclass(frozen=True)
@@ -98,6 +125,16 @@ class RowsSource:
 
     def __reduce__(self) -> tuple[object, ...]:
         return RowsSource, (self.path, self.targets)
+
+
+def _file(path: Path) -> Path:
+    """`path`, or the one HDF5 file in the folder `path`."""
+    if not path.is_dir():
+        return path
+    found = sorted(file for file in path.iterdir() if file.suffix in EXTENSIONS)
+    if len(found) != 1:
+        raise DataError(f"{path}: holds {len(found)} HDF5 files; set data.path to one")
+    return found[0]
 
 
 @contextmanager

@@ -136,7 +136,13 @@ def open_index(
         found = _fresh(place, wanted)
         if found is not None:
             return found
-    place = next(place for place in places if _writable(place))
+    place = next((place for place in places if _writable(place)), None)
+    if place is None:
+        folders = " nor ".join(str(place.parent) for place in places)
+        raise DataError(
+            f"{home.name}: can be written neither to {folders}; "
+            "set XDG_CACHE_HOME to a folder for it"
+        )
     with FileLock(f"{place}.lock"):
         found = _fresh(place, wanted)
         if found is None:
@@ -163,5 +169,8 @@ def _cached(home: Path) -> Path:
 
 
 def _writable(place: Path) -> bool:
-    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
     return os.access(place.parent, os.W_OK)

@@ -16,19 +16,19 @@ import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-import numpy as np
 from PIL import Image
 
 from graftwerk.data import hdf5, manifest
-from graftwerk.data.decode import decode
+from graftwerk.data.decode import decode, opened
+from graftwerk.data.names import IMG_EXTENSIONS
 from graftwerk.data.source import Source, Splits
-from graftwerk.data.workers import CONTEXT
+from graftwerk.data.workers import processes
 from graftwerk.errors import DataError
 
 CHUNK = 64
@@ -88,7 +88,8 @@ def pack(
         part.write(workers, report, on_images)
         packed.append(part)
     if format == "hdf5":
-        _write_hdf5(target / "data.h5", packed, splits.classes)
+        rows = [(part.name, part.partial, list(part.rows())) for part in packed]
+        hdf5.write(target / "data.h5", splits.classes, rows)
         names = ["data.h5"]
     else:
         names = [f"{part.name}.tar" for part in packed]
@@ -101,27 +102,36 @@ def pack(
 
 
 def recoded(raw: bytes | Image.Image, recode: Recode) -> tuple[bytes, str]:
-    """(bytes, extension) of an image; those of a file that need no change are left as they are."""
-    image = Image.open(io.BytesIO(raw)) if isinstance(raw, bytes) else raw
+    """(bytes, extension) of an image; those of a file that need no change are left as they are.
+
+    What is no file but pixels stays pixels. Raises `DataError` where it can't be decoded.
+    """
+    image = opened(raw) if isinstance(raw, bytes) else raw
+    pixels = decode(image, "grey" if image.mode in ("1", "L", "I;16") else "rgb")
     longest = recode.max_side or max(image.size)
     too_large = max(image.size) > longest
     if isinstance(raw, bytes) and recode.encode is None and not too_large:
-        return raw, ".jpg" if image.format == "JPEG" else f".{str(image.format).lower()}"
-    image = decode(raw, "grey" if image.mode in ("1", "L", "I;16") else "rgb")
+        return raw, extension(image.format)
     if too_large:
-        image.thumbnail((longest, longest), Image.Resampling.BICUBIC)
+        pixels.thumbnail((longest, longest), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    if recode.encode == "raw":
-        image.save(buffer, "PPM")
-        return buffer.getvalue(), ".pgm" if image.mode == "L" else ".ppm"
-    image.save(
+    if recode.encode == "raw" or not (recode.encode or too_large):
+        pixels.save(buffer, "PPM")
+        return buffer.getvalue(), ".pgm" if pixels.mode == "L" else ".ppm"
+    pixels.save(
         buffer,
         "JPEG",
         quality=recode.quality,
         optimize=True,
-        restart_marker_blocks=restart_interval(*image.size),
+        restart_marker_blocks=restart_interval(*pixels.size),
     )
     return buffer.getvalue(), ".jpg"
+
+
+def extension(format: str | None) -> str:
+    """By which readers of folders and archives know that a file is an image, whatever is in it."""
+    usual = f".{format}".lower()
+    return usual if usual in IMG_EXTENSIONS and format != "JPEG" else ".jpg"
 
 
 def restart_interval(width: int, height: int) -> int:
@@ -179,6 +189,7 @@ class _Part:
     def write(self, workers: int, report: Report, on_images: OnImages) -> None:
         done, length, report_lines = self._resume()
         report.problems += report_lines
+        report.images += done - len(report_lines)
         on_images(done)
         with self.partial.open("r+b" if self.partial.exists() else "w+b") as file:
             file.truncate(length)
@@ -242,7 +253,7 @@ class _Part:
             yield from ((chunk.start, work(chunk)) for chunk in chunks)
             return
         waiting = iter(chunks)
-        with ProcessPoolExecutor(workers, mp_context=CONTEXT) as pool:
+        with processes(workers) as pool:
 
             def submit(count: int) -> list[tuple[range, Future[list[Packed]]]]:
                 return [(c, pool.submit(work, c)) for c in itertools.islice(waiting, count)]
@@ -285,26 +296,3 @@ class _Part:
         """The place in the order first, so that names sort as images stand; then the old name."""
         path, _, _ = self.source.name(index).partition(" (at byte ")
         return f"{index:08}_{PurePosixPath(path).stem.replace('[', '_').replace(']', '')}"
-
-
-def _write_hdf5(path: Path, parts: list[_Part], classes: tuple[str, ...]) -> None:
-    h5py: Any = hdf5.h5py()
-    temporary = path.with_name(f".{path.name}.partial")
-    with h5py.File(temporary, "w") as file:
-        file.attrs["classes"] = json.dumps(list(classes))
-        for part in parts:
-            rows = list(part.rows())
-            group = file.create_group(part.name)
-            sizes = [row[0] for row in rows]
-            group["offsets"] = np.cumsum([0, *sizes], dtype=np.int64)
-            group["crc32"] = np.array([row[1] for row in rows], dtype=np.uint32)
-            group["names"] = [row[2] for row in rows]
-            group["targets"] = np.array([row[3] for row in rows], dtype=np.int32)
-            images = group.create_dataset("bytes", (sum(sizes),), np.uint8)
-            start = 0
-            for block in manifest.read_blocks(part.partial):
-                images[start : start + len(block)] = np.frombuffer(block, np.uint8)
-                start += len(block)
-    with temporary.open("rb") as written:
-        os.fsync(written.fileno())
-    temporary.replace(path)

@@ -23,6 +23,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from graftwerk.data import manifest
+from graftwerk.data.archives import BRACES, find
+from graftwerk.data.folder import walk
 from graftwerk.errors import DataError, GraftwerkError
 from graftwerk.files import atomic
 
@@ -67,11 +69,22 @@ def list_files(path: Path) -> Listing:
     """What has to be copied for `path`, a folder or an archive with its index.
 
     Raises:
-        DataError: there is nothing to copy.
+        DataError: there is nothing to copy, or a folder can't be read.
+        OSError: a link leads nowhere.
     """
     if path.is_dir():
-        base, found = path, [file for file in path.rglob("*") if file.is_file()]
+        base = path
+        listed = (
+            Path(os.fsdecode(parent), os.fsdecode(name))
+            for parent, _, names in walk(os.fsencode(path))
+            for name in names
+        )
+        found = [file for file in listed if file.is_file() or file.is_symlink()]
         found = [file for file in found if file.suffix not in (".lock", ".partial")]
+    elif "{" in path.name:
+        base, index = path.parent, BRACES.sub("_", path.name)
+        found = [*find(path, ".tar"), base / f"{index}.index"]
+        found = [file for file in found if file.exists()]
     else:
         base = path.parent
         found = [base / name for name in (path.name, f"{path.name}.index")]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 from PIL import Image
 
 from graftwerk.data.decode import decode
 from graftwerk.data.source import Source, Splits
-from graftwerk.data.workers import CONTEXT
+from graftwerk.data.workers import processes
 from graftwerk.errors import DataError
 
 CHUNK = 64
@@ -25,7 +24,7 @@ def damaged_images(
         chunks = [
             range(start, min(start + CHUNK, len(source))) for start in range(0, len(source), CHUNK)
         ]
-        with ProcessPoolExecutor(max(workers, 1), mp_context=CONTEXT) as pool:
+        with processes(max(workers, 1)) as pool:
             for chunk, damaged in zip(
                 chunks, pool.map(partial(_damaged, source), chunks), strict=True
             ):
