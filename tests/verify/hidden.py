@@ -6,22 +6,22 @@ from typing import Any
 
 from torch import nn
 
+from doubles import UnhurriedObjective
 from doubles import tiny as with_everything
 from graftwerk import axes
 from graftwerk.axes import Batch, Output
 from graftwerk.config import override
 from graftwerk.objectives.config import Objective
-from graftwerk.objectives.supervised import Supervised
 from graftwerk.run import Run
 
 
 class Forgetful(Objective, kind="forgetful"):
     def build(self, net: nn.Module, **facts: Any) -> axes.Objective:
         del facts
-        return ForgetfulObjective(net, loss="ce", smoothing=0.0)
+        return ForgetfulObjective(net, seconds=0.05)
 
 
-class ForgetfulObjective(Supervised):
+class ForgetfulObjective(UnhurriedObjective):
     """Its loss grows with the batches it has seen, which it counts in an ordinary attribute."""
 
     seen = 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import tempfile
@@ -14,6 +13,8 @@ import psutil
 import pytest
 
 from graftwerk.cli import main
+from graftwerk.verify.disturb import KINDS
+from moments import early_seed
 from running import PATIENCE, PYTHON, TINY, Forked, command, steps, until
 
 pytestmark = pytest.mark.long
@@ -26,7 +27,7 @@ def test_a_run_that_is_killed_twice_ends_with_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    seed = str(random.randrange(2**32))
+    seed = str(early_seed(2, 10, KINDS))
     words = ["verify-resume", TINY, "--kills", "2", "--seed", seed, "--json", *KEYS]
     code, said = main(words), capsys.readouterr()
     assert code == 0, f"seed {seed}: {said}"
