@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from graftwerk.axes import Batch, Objective
 
@@ -26,7 +27,8 @@ def hessian_gradients(
 
     From ∇(g · stop(g)), as GraSP (Wang et al. 2020, algorithm 1) has it.
     """
-    with _without_trace(objective), _heated(objective.net, temperature):
+    twice = sdpa_kernel(SDPBackend.MATH)  # the fused attentions have one derivative only
+    with _without_trace(objective), _heated(objective.net, temperature), twice:
         loss = objective(batch).loss
         grads = torch.autograd.grad(
             loss, weights, create_graph=True, allow_unused=True, materialize_grads=True
