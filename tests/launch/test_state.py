@@ -24,6 +24,7 @@ from graftwerk.launch.sweep import Sweep
 from graftwerk.launch.table import table
 from graftwerk.pipeline import Pipeline
 from graftwerk.run import Run
+from running import PATIENCE, started
 
 BEGAN = {"attempt": 1, "began": 1, "from": "", "job": "7_0", "node": "n1"}
 
@@ -139,17 +140,18 @@ def test_results_as_parquet(tmp_path: Path) -> None:
 
 def test_status_is_watched_until_all_have_ended(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, BEGAN)
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+    watch = [sys.executable, "-u", "-m", "graftwerk", "status", str(folder), "--watch", "0.1"]
+    with started(["sleep", "600"]) as process:
         state.hand_to(folder, pid=process.pid)
-        watch = [sys.executable, "-u", "-m", "graftwerk", "status", str(folder), "--watch", "0.1"]
-        with subprocess.Popen(watch, stdout=subprocess.PIPE, text=True) as watching:
+        with started(watch, subprocess.PIPE) as watching:
             assert watching.stdout is not None
-            lines = (line.split() for line in watching.stdout if line.startswith("run-1234"))
-            assert [next(lines)[1], next(lines)[1]] == ["running", "running"]
-            process.communicate(b"\n")
-            said = watching.stdout.read()
+            lines = (line.split() for line in watching.stdout if line.startswith(b"run-1234"))
+            assert [next(lines)[1], next(lines)[1]] == [b"running", b"running"]
+            process.kill()
+            process.wait()
+            said = watching.stdout.read().decode()
+            assert watching.wait(PATIENCE) == 0
     assert said.splitlines()[-1] == "1 runs: 1 stopped"
-    assert watching.returncode == 0
 
 
 def test_logs_are_the_run_s_own_and_its_job_s(
