@@ -51,4 +51,4 @@ match left[0]:
     case _:
         signal.signal(signal.SIGUSR2, signal.SIG_IGN if left[0] == "h" else asked)
         (folder / "waits").touch()
-        time.sleep(300)
+        time.sleep(3000)

@@ -25,8 +25,8 @@ PORTS = (29_400, 29_500)
 INTERFACE = "GLOO_SOCKET_IFNAME"
 TENSOR = 2**22
 """Bytes of the tensor that is summed."""
-PATIENCE = 30.0
-"""Seconds for ranks to find each other."""
+PATIENCE = 60.0
+"""Seconds for ranks to find each other; a login node may be busy."""
 
 
 def check() -> Iterator[Finding]:
