@@ -7,11 +7,13 @@ import random
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import Tensor
 
 from graftwerk.sparsity import criteria, update
 from graftwerk.sparsity.allocation import balanced, erk, uniform_plus
+from graftwerk.sparsity.masks import maskable
 from graftwerk.sparsity.schedules import constant_rate, cosine_rate, cubic_density, linear_rate
 from graftwerk.sparsity.select import lowest, lowest_among, lowest_per_group, split
 
@@ -51,6 +53,20 @@ def test_erk_densities(
     sizes = [math.prod(shape) for shape in shapes]
     kept = sum(d * n for d, n in zip(densities, sizes, strict=True))
     assert kept == pytest.approx(density * sum(sizes), rel=1e-12)
+
+
+def test_erk_densities_of_resnet50() -> None:
+    with torch.device("meta"):
+        layers = maskable(timm.create_model("resnet50"), ["*"], [])
+    shapes = [tuple(layer.get_parameter("weight").shape) for layer in layers.values()]
+    found = dict(zip(layers, erk(shapes, 0.2), strict=True))
+    expected = {
+        "conv1": 0.857191,
+        "layer1.0.conv2": 0.361903,
+        "layer4.2.conv2": 0.043466,
+        "fc": 0.148175,
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=5e-7)
 
 
 def test_uniform_plus_and_balanced_keep_the_total() -> None:
