@@ -129,13 +129,13 @@ def test_signal_stops_all_ranks_at_the_same_step(tmp_path: Path) -> None:
     assert mixed == {newest_state(run)[0]}
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("ranks", "sync"), [(1, "allreduce"), (2, "allreduce"), (2, "gossip")])
 def test_a_signal_in_an_evaluation_is_obeyed_and_the_evaluation_made_up(
-    tmp_path: Path, ranks: int
+    tmp_path: Path, ranks: int, sync: str
 ) -> None:
     """Twice: in the evaluation after step 6 (the last rank's), and where that is made up."""
     words = ["steps=8", "save=4 steps", "evaluate.every=0.25", f"processes={ranks}", "log.every=1"]
-    words += ["data.workers=0", "evaluate.batch=4", "objective=interrupted"]
+    words += ["data.workers=0", "evaluate.batch=4", "objective=interrupted", f"sync={sync}"]
     words += [f"objective.rank={ranks - 1}", f"objective.log={tmp_path / 'log'}"]
     (tmp_path / "log").touch()
     train([*words, "objective.times=0"], tmp_path / "whole")
