@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from graftwerk.errors import ConfigError
 from graftwerk.sparsity.masks import MaskedWeight
+from graftwerk.sparsity.select import places
 from graftwerk.sparsity.structure import Block
 
 ELEMENTWISE = {
@@ -50,7 +51,7 @@ class Compact:
         self.layer = layer
         self._optimizer = optimizer
         self.index = self._active()
-        self.values = nn.Parameter(flat(layer.weight.detach())[self.index])
+        self.values = nn.Parameter(flat(layer.weight.detach()).index_select(0, self.index))
         self.frees_gradients = False
         """Gradients of all weights go as soon as those of the active ones are taken, layer by
         layer; else they stay until the step is over."""
@@ -112,19 +113,20 @@ class Compact:
 
     @torch.no_grad()
     def rebuild(self, fresh: Tensor) -> None:
-        """Take over new masks, and state that is zero for weights that are new or `fresh`."""
+        """Mask the weight anew; state is zero for weights that are new or `fresh`."""
         own = self._optimizer.state.pop(self.values, {})
         shape, old, weight = self.values.shape, self.index, self.layer.weight
         fresh = as_laid_out(fresh, weight)
         self.index = self._active()
-        kept = ~flat(fresh)[self.index]
+        kept = ~flat(fresh).index_select(0, self.index)
         room = torch.zeros(self.layer.size, dtype=self.values.dtype, device=old.device)
 
         def moved(vector: Tensor) -> Tensor:
             room.zero_().index_copy_(0, old, vector.to(room.dtype))
-            return (room[self.index] * kept).to(vector.dtype)
+            return (room.index_select(0, self.index) * kept).to(vector.dtype)
 
-        self.values.data = flat(weight.detach())[self.index]
+        self.values.data = flat(weight.detach()).index_select(0, self.index)
+        flat(weight).zero_().index_copy_(0, self.index, self.values)
         self.values.grad = None
         self.gather(weights=False)
         self._optimizer.state[self.values] = {
@@ -146,9 +148,9 @@ class Compact:
         """Positions of the active weights in memory, in the order of rows, or of blocks."""
         layer = self.layer
         if isinstance(layer.structure, Block) and layer.weight.is_contiguous():
-            places = torch.arange(layer.size, device=layer.mask.device).view(layer.shape)
-            return layer.structure.units(places)[0][layer.units()[0]].flatten()
-        return flat(layer.mask).nonzero().squeeze(1)
+            numbers = torch.arange(layer.size, device=layer.mask.device).view(layer.shape)
+            return layer.structure.units(numbers)[0][layer.units()[0]].flatten()
+        return places(flat(layer.mask))
 
 
 def flat(tensor: Tensor) -> Tensor:

@@ -125,7 +125,8 @@ class DynamicSparsity(StaticSparsity):
         for execution in self.executions:
             execution.rebuild()
         self._count_explored()
-        apply(self.layers)
+        if not self.compact:
+            apply(self.layers)
         self._scorer.end()
         self._moved = True
 

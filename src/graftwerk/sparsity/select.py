@@ -33,9 +33,9 @@ def lowest_among(
         threshold = _smallest(values, count)
         chosen, ties = values < threshold, places(values == threshold)
         chosen[ties[: count - number(chosen)]] = True
-        near = near[chosen]
+        near = near.index_select(0, places(chosen))
     found = torch.zeros_like(candidates, memory_format=torch.contiguous_format)
-    found.view(-1)[near] = True
+    found.view(-1).index_fill_(0, near, True)
     return found
 
 
@@ -65,7 +65,7 @@ def _smallest(values: Tensor, place: int) -> float:
         low = _select(sample, max(1, about - MARGIN))
         high = _select(sample, min(len(sample), about + MARGIN))
         below = number(values < low)
-        middle = values[(values >= low) & (values <= high)]
+        middle = values.index_select(0, places((values >= low) & (values <= high)))
         if below < place <= below + len(middle):
             return _select(middle, place - below)
     return _select(values, place)
