@@ -12,11 +12,12 @@ from torch import Tensor
 from finished import same_batches
 from graftwerk.axes import Batch
 from graftwerk.data.config import Augment, Folder
-from graftwerk.data.loader import Augmented, Sample, train_batches
+from graftwerk.data.loader import Augmented, Sample, eval_batches, memory, train_batches
 from graftwerk.data.order import Order
-from graftwerk.data.source import Source
-from graftwerk.data.transforms import Cropped, train_transform
+from graftwerk.data.source import Raw, Source
+from graftwerk.data.transforms import Cropped, Pixels, train_transform
 from graftwerk.data.turns import at_once
+from graftwerk.errors import DataError
 
 DATA = Folder.model_validate({"path": "."})
 
@@ -102,3 +103,24 @@ def test_a_loader_process_hands_over_the_memory_that_it_wrote(images: Source):
     for one, other in zip(batches(0), batches(1), strict=True):
         assert other.images_nchw.is_shared()
         assert same_batches(one, other)
+
+
+def _too_much(raw: Raw) -> Pixels:
+    del raw
+    return Pixels(memory((1 << 50,)))
+
+
+def test_too_little_shared_memory_is_told(images: Source):
+    with pytest.raises(DataError, match=r"data\.workers: .*/dev/shm; .*data\.workers=0"):
+        next(
+            eval_batches(
+                images,
+                _too_much,
+                rank=0,
+                world_size=1,
+                batch=4,
+                workers=1,
+                on_error="fail",
+                pin_memory=False,
+            )
+        )

@@ -197,11 +197,25 @@ def _load(
         )
     )
     while True:
-        with untouched_generators():
+        with untouched_generators(), _shared_memory():
             batch = next(loaded, None)
         if batch is None:
             return
         yield batch
+
+
+@contextmanager
+def _shared_memory() -> Generator[None]:
+    """Containers have little of it, and torch's error names neither the cause nor the cure."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "unable to allocate shared memory" not in str(error):
+            raise
+        raise DataError(
+            "data.workers: loader processes have no room for a batch in /dev/shm; give the "
+            "container more of it (docker run --shm-size=8g), or set data.workers=0"
+        ) from None
 
 
 def memory(shape: Sequence[int]) -> Tensor:
@@ -292,7 +306,8 @@ def _unreadable(problems: Sequence[str], on_error: OnError) -> DataError:
     if on_error == "fail":
         advice = "mend or remove it, or set data.on_error=skip to go on without it"
         return DataError("\n".join([*problems, advice]))
-    return DataError(f"{problems[0]}\nand {len(problems) - 1} more images; is the disk there?")
+    others = len(set(problems)) - 1
+    return DataError(f"{problems[0]}\nand {others} more images; is the disk there?")
 
 
 def _outlive_signals(main: int, worker: int) -> None:
