@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from graftwerk.data.workers import default_workers, processes
+from running import PATIENCE, end, until
 
 
 def test_default_workers_share_the_cores_between_the_ranks():
@@ -40,11 +41,13 @@ def test_a_pool_obeys_one_ctrl_c(tmp_path: Path, capfd: pytest.CaptureFixture[st
     process = get_context("fork").Process(target=_many, args=(tmp_path,))
     process.start()
     assert process.pid is not None
-    while not list(tmp_path.iterdir()):
-        assert process.is_alive()
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
-    process.join(120)
-    assert process.exitcode == 130
+    try:
+        until(lambda: list(tmp_path.iterdir()))
+        os.killpg(process.pid, signal.SIGINT)
+        process.join(PATIENCE)
+        assert process.exitcode == 130
+    finally:
+        if process.is_alive():
+            end(process.pid)
     assert len(list(tmp_path.iterdir())) < 100
     assert "Traceback" not in capfd.readouterr().err

@@ -18,7 +18,7 @@ from graftwerk.rehearse.machines import PROGRAMS as NETWORK
 from graftwerk.verify.jobs import REFUSED
 from running import PYTHON, TINY, Forked, checkpoints, command, differences, newest_state
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(2400)]  # five attempts
 STEPS = 90
 KEYS = [
     f"steps={STEPS}",

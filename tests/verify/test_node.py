@@ -26,22 +26,26 @@ for step in range(10**6):
     except OSError:
         with (folder.parent / "log.jsonl").open("a") as log:
             log.write('{"kind": "event", "event": "save_failed"}' + chr(10))
-    time.sleep(0.2)
+    time.sleep(2)
     (partial / "rank0.pt").unlink(missing_ok=True)
     partial.rmdir()
 """
+JOB = str(10**8 + os.getpid())
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    """A process that saves, of a job of its own unless told otherwise; this test is step 1 of 7."""
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    """A process that saves, of step 0 of the same job unless told otherwise; this test is step 1.
+
+    The job's number is nobody else's: what is looked for, and killed, is looked for everywhere.
+    """
+    monkeypatch.setenv("SLURM_JOB_ID", JOB)
     monkeypatch.setenv("SLURM_STEP_ID", "1")
     (tmp_path / "checkpoints").mkdir()
     started: list[subprocess.Popen[str]] = []
 
-    def start(job: str = "7", step: str = "0", **env: str) -> subprocess.Popen[str]:
+    def start(job: str = JOB, step: str = "0", **env: str) -> subprocess.Popen[str]:
         words = [sys.executable, "-c", SAVES, str(tmp_path)]
         of_job = {"SLURM_JOB_ID": job, "SLURM_STEP_ID": step}
         process = subprocess.Popen(
@@ -75,7 +79,7 @@ def test_a_disk_is_full_for_ranks_until_a_save_failed(start: Start, tmp_path: Pa
 
 
 def test_other_jobs_and_this_step_are_left_alone(start: Start, tmp_path: Path) -> None:
-    other = start(job="8")
+    other = start(job=f"{JOB}0")
     assert node.trainers() == []
     assert node.killed_while_saving(tmp_path, 0) is None
     assert node.full_disk(tmp_path, 2**19) is None
