@@ -156,6 +156,17 @@ def test_numbers_out_of_range_are_refused(
     assert not (tmp_path / "to").exists()
 
 
+@pytest.mark.parametrize("words", [["pack", "FOLDER", "TO"], ["stage", "FOLDER", "--to", "TO"]])
+def test_a_copy_within_the_data_set_is_refused(
+    folder: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+):
+    target = folder / "packed"
+    places = {"FOLDER": str(folder), "TO": str(target)}
+    assert main(["data", *(places.get(word, word) for word in words)]) == 2
+    assert f"{target}: lies within {folder}; name a folder elsewhere" in capsys.readouterr().err
+    assert not target.exists()
+
+
 def test_a_compressed_archive_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "a.tar.gz").write_bytes(b"\x1f\x8b")
     assert main(["data", "inspect", str(tmp_path / "a.tar.gz")]) == 2

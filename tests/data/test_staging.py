@@ -124,7 +124,7 @@ def test_a_disk_without_room_is_left_alone(tmp_path: Path, source: Path):
     disk = str(tmp_path / "disk")
     assert staged(source, disk, warned.append) == source
     assert f"data.stage: {source} can't be copied to {disk} (" in warned[0]
-    assert "are free there); reading it where it is" in warned[0]
+    assert "are to be copied); reading it where it is" in warned[0]
     assert copies(tmp_path / "disk") == []
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from graftwerk.data import shards, tar, zip
+from graftwerk.data import devkit, shards, zip
 from graftwerk.data.index import Build, Index, open_index, read
 from graftwerk.data.listing import Listing, is_image
 from graftwerk.data.source import Part, Splits, stratified_split
@@ -126,7 +126,7 @@ def open_tar(path: Path, holdout: float, seed: int) -> Splits:
     def listed(base: Path, archives: list[Path]) -> Listing:
         listing = Listing(base, archives)
         for number, archive in enumerate(archives):
-            listing.add(number, tar.members(archive))
+            listing.add(number, devkit.members(archive))
         return listing
 
     return _open(path, "tar", holdout, seed, listed)

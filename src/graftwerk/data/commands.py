@@ -106,6 +106,12 @@ def _images(splits: Splits) -> int:
     return len(splits.train) + len(splits.val)
 
 
+def _outside(source: Path, target: Path) -> None:
+    """A copy within the data set would be taken for a part of it."""
+    if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
+        raise DataError(f"{target}: lies within {source}; name a folder elsewhere")
+
+
 def _told(problems: Sequence[str]) -> None:
     for problem in problems[:SHOWN]:
         print(problem)
@@ -117,6 +123,7 @@ def pack(options: argparse.Namespace) -> int:
     from graftwerk.data.pack import Recode
     from graftwerk.data.pack import pack as pack_splits
 
+    _outside(options.path, options.to)
     recode = Recode(options.max_side, options.encode, options.quality, options.on_error)
     splits = described(options.path, options.kind).open(0)
     with _progress("packing", _images(splits)) as on_images:
@@ -187,6 +194,7 @@ def stage(options: argparse.Namespace) -> int:
     disk = staging.local_disk(options.to)
     if disk is None:
         raise DataError(f"--to: none of {', '.join(staging.DISKS)} is set; name a folder")
+    _outside(options.path, disk)
     size = staging.list_files(options.path).size
     with _progress("staging", size, of_bytes=True) as on_bytes:
         print(staging.stage(options.path, disk, on_bytes))

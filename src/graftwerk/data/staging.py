@@ -150,7 +150,9 @@ def _copy(listing: Listing, target: Path, on_bytes: OnBytes) -> None:
     shutil.rmtree(target, ignore_errors=True)
     free = shutil.disk_usage(target.parent).free
     if free < listing.size * SPARE:
-        raise DataError(f"{listing.size:,} bytes to copy, and {free:,} are free there")
+        raise DataError(
+            f"{target.parent}: has {free:,} bytes free, and {listing.size:,} are to be copied"
+        )
     expected = {entry.name: entry for entry in manifest.read(listing.base)}
     try:
         partial.mkdir()
