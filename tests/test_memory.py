@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -17,7 +18,17 @@ from graftwerk.fitting import fit, fits
 from graftwerk.memory import candidates, largest, ran_out
 from graftwerk.run import BatchSize
 from graftwerk.seeding import random_state
-from running import TINY, Forked, configured, differences, newest_state, only_run, records
+from running import (
+    TINY,
+    Forked,
+    checkpoints,
+    configured,
+    differences,
+    newest_state,
+    only_run,
+    records,
+    until,
+)
 
 KEYS = [
     "objective=greedy",
@@ -164,3 +175,22 @@ def test_a_newcomer_takes_what_fits_it() -> None:
     assert known.at_most(16, tiny(), World()) == 8
     assert known.at_most(4, tiny(), World()) == 4
     assert Amendments().at_most(16, tiny(), World()) == 16
+
+
+def test_a_run_whose_loader_is_killed_says_so_and_can_go_on(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    words = ["run", TINY, "data.workers=1", "batch=16", "evaluate.every=1000", "save=2 steps"]
+    words += ["log.every=1", f"log.folder={tmp_path / 'runs'}", "steps=20", "objective=unhurried"]
+    with Forked(*words, out=out) as process:
+        until(lambda: checkpoints(tmp_path / "runs"), process, out.read_text)
+        children = psutil.Process(process.ranks[0].pid).children()
+        (loader,) = [c for c in children if "resource_tracker" not in " ".join(c.cmdline())]
+        loader.kill()
+        assert process.wait() == 75, out.read_text()
+    assert str(loader.pid) in out.read_text()
+    assert "data.workers=N" in out.read_text()
+    assert "Traceback" not in out.read_text()
+    with Forked(*words, out=out) as process:
+        assert process.wait() == 0, out.read_text()

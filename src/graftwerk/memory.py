@@ -26,7 +26,7 @@ WORDS = re.compile(
 
 
 class MemoryIsShortError(GraftwerkError):
-    """Out of memory while others wait; the next start takes smaller micro-batches."""
+    """Out of memory, and not to be mended in this process; the next start goes on."""
 
     def __init__(self, message: str, *, elastic: bool) -> None:
         super().__init__(message)
@@ -38,6 +38,11 @@ def ran_out(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and WORDS.search(str(error)) is not None
+
+
+def loader_lost(error: BaseException) -> bool:
+    """Whether an error says that a loader process was ended: torch raises it in mid-step."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
 
 
 def free() -> None:

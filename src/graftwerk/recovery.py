@@ -10,6 +10,7 @@ import functools
 import math
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from graftwerk import amendments, memory
 from graftwerk.amendments import Amendments, Rollback
@@ -21,6 +22,10 @@ from graftwerk.ledger import Ledger
 from graftwerk.parts import Parts
 from graftwerk.run import Run
 
+LOADER_LOST = (
+    "Linux kills processes when memory runs out; checkpoints are intact: start again, with "
+    "fewer loader processes (data.workers=N) where it happens again"
+)
 Scores = dict[str, float]
 Attempt = Callable[[Run, World, Amendments], Scores]
 
@@ -42,6 +47,8 @@ def recovering(attempt: Attempt) -> Callable[[Run, World], Scores]:
             except BackError:
                 world.newcomer = False
             except (RuntimeError, MemoryError) as error:
+                if memory.loader_lost(error):
+                    _leave(run, f"{str(error).strip()}\n{LOADER_LOST}")
                 if not memory.ran_out(error):
                     raise
                 _go_on_smaller(run, world, memory.shrink(run, world, amended, error))
@@ -53,9 +60,12 @@ def recovering(attempt: Attempt) -> Callable[[Run, World], Scores]:
 def _go_on_smaller(run: Run, world: World, message: str) -> None:
     """In this process where nobody else is in the middle of a step."""
     if world.size > 1:
-        elastic = run.sync.elastic is not None
-        raise memory.MemoryIsShortError(f"{message}; start again", elastic=elastic)
+        _leave(run, f"{message}; start again")
     print(message, file=sys.stderr)
+
+
+def _leave(run: Run, message: str) -> NoReturn:
+    raise memory.MemoryIsShortError(message, elastic=run.sync.elastic is not None) from None
 
 
 def count(parts: Parts, step: Step, ledger: Ledger) -> None:
