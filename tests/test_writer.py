@@ -7,9 +7,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from graftwerk import checkpoint
 from graftwerk.axes import World
 from graftwerk.checkpoint import Checkpoints, State
 from graftwerk.snapshot import Snapshot
@@ -114,6 +116,22 @@ def test_ranks_that_differ_wait_for_the_slowest_without_being_held_up(tmp_path: 
     assert [entry.step for entry in found] == [5]
     assert found[0].verify()["files"].keys() == {"rank0.pt", "rank1.pt", "rank2.pt"}
     assert found[0].state()["parts"]["weight"][0] == 6  # the mean of 5, 6 and 7
+
+
+def test_a_folder_may_vanish_just_when_a_checkpoint_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "checkpoints"
+
+    def unplug(place: Path) -> None:
+        place.rename(tmp_path / "gone")
+
+    monkeypatch.setattr(checkpoint, "sync_folder", unplug)
+    writer = Writer(Checkpoints(folder, World(), keep=1), World(), replicated=True)
+    begin(writer, 1, state_of(1))
+    writer.finish()
+    assert [outcome.problems for outcome in writer.outcomes()] == [[]]
+    assert (tmp_path / "gone" / "step-00000001" / "manifest.json").exists()
 
 
 def test_one_rank_that_cannot_write_is_everybodys_failure(tmp_path: Path) -> None:

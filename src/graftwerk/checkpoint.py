@@ -258,6 +258,8 @@ class Checkpoints:
 
     def _rotate(self) -> None:
         entries, best = self.entries(), self.best()
+        if not entries:  # the folder is gone: the next save will say so
+            return
         kept = {entry.step for entry in entries[: self._keep]}
         kept |= {best.step} if best is not None else set()
         judged = (entry.step for entry in entries if entry.step <= entries[0].step - self._late)
