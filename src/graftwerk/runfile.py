@@ -86,12 +86,16 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def load_module(file: Path) -> ModuleType:
     """Run a Python file as a module; what lies beside it can be imported by it.
 
-    It is called by the file's name, and by one of its own where another module is called so.
+    It is called by the file's name, and by one of its own where another module is called so. A file
+    that is a module by that name already is not run again: its kinds would take the place of those
+    that objects were made of.
     """
     file = file.absolute()
     name = file.stem
     if (known := sys.modules.get(name)) is not None and _path(known) != file:
         name = f"{name}_{hashlib.sha256(os.fsencode(file)).hexdigest()[:8]}"
+    if (known := sys.modules.get(name)) is not None:
+        return known
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
