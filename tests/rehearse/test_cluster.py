@@ -56,7 +56,8 @@ def test_time_limit_signals_what_the_script_asks_for(slurm: Cluster, tmp_path: P
 
 def test_preemption_is_announced_by_sigterm(pair: Cluster, tmp_path: Path) -> None:
     """The job ends by itself in its time of grace, and requeues itself."""
-    task = 'trap "echo told; exit 75" TERM; echo start $SLURM_RESTART_COUNT; sleep 600 & wait'
+    trap = 'trap "echo told; exit 75" TERM'
+    task = f"{trap}; echo start $SLURM_RESTART_COUNT; while :; do sleep 1; done"
     body = f"srun sh -c '{task}' || scontrol requeue $SLURM_JOB_ID"
     job, out = submit(pair, tmp_path, body, "--nodes=1")
     wait_for(out, "start")

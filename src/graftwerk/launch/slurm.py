@@ -53,6 +53,13 @@ def queue() -> Mapping[str, Queued]:
     return jobs
 
 
+def restarts() -> dict[str, int]:
+    """How often each of this user's jobs has begun again, by id as in `queue`."""
+    form = "--Format=JobArrayID:40,RestartCnt:12"
+    rows = _ask("squeue", "--noheader", "--array", f"--user={getpass.getuser()}", form)
+    return {job: int(count) for job, count in map(str.split, rows.splitlines())}
+
+
 def job_called(name: str) -> str | None:
     """The id of this user's job of that name, if it has not ended."""
     user = f"--user={getpass.getuser()}"

@@ -36,13 +36,16 @@ class Impatience:
     """Jobs that were requeued wait for minutes, for their old credential; here they do not."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, float] = {}
+        self._seen: dict[tuple[str, int], float] = {}
+        """Since when each job waits for which start: it may run and end between two looks."""
 
     def hurry(self, queue: Queue) -> None:
         now = time.monotonic()
         waiting = [job for job, one in queue.items() if one.where == "BeginTime"]
-        self._seen = {job: self._seen.get(job, now) for job in waiting}
-        for job, since in self._seen.items():
+        starts = slurm.restarts() if waiting else {}
+        waits = [(job, starts[job]) for job in waiting if job in starts]
+        self._seen = {wait: self._seen.get(wait, now) for wait in waits}
+        for (job, _), since in self._seen.items():
             if now - since > REFUSED:
                 with contextlib.suppress(SlurmError):  # it has begun, or the site forbids it
                     slurm.start_now(job)
