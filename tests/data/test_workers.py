@@ -42,7 +42,7 @@ def test_a_pool_obeys_one_ctrl_c(tmp_path: Path, capfd: pytest.CaptureFixture[st
     process.start()
     assert process.pid is not None
     try:
-        until(lambda: list(tmp_path.iterdir()))
+        until(lambda: len(list(tmp_path.iterdir())) > 6)  # and all its processes are started
         os.killpg(process.pid, signal.SIGINT)
         process.join(PATIENCE)
         assert process.exitcode == 130
