@@ -20,12 +20,13 @@ def free_ports(count: int) -> list[int]:
     draw = random.SystemRandom()  # training's generators are not for this
     while len(found) < count:
         port = draw.choice(RANGE)
-        if port not in found and _is_free(port):
+        if port not in found and is_free(port):
             found.append(port)
     return found
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Whether nobody listens there, on any interface."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -13,37 +13,19 @@ from PIL import Image
 from finished import same_batches
 from graftwerk.axes import Batch
 from graftwerk.data.config import Augment, Folder
-from graftwerk.data.loader import Augmented, Sample, eval_batches, train_batches
+from graftwerk.data.loader import Augmented, Sample, eval_batches
 from graftwerk.data.order import Order
 from graftwerk.data.source import Source
 from graftwerk.data.transforms import Pixels, Transform, eval_transform, train_transform
 from graftwerk.errors import DataError
+from loading import batches_of, damage
 
 DATA = Folder.model_validate({"path": "."})
 HEAVY = Augment(size=16, policy="rand-m9-mstd0.5-inc1", erase=0.5, interpolation="random")
 
 
-def damage(source: Source, *positions: int) -> None:
-    for position in positions:
-        path = Path(source.name(position))
-        path.write_bytes(path.read_bytes()[:300])
-
-
 def train(source: Source, order: Order, **changes: Any) -> list[Batch]:
-    options: dict[str, Any] = {
-        "seed": 5,
-        "rank": 0,
-        "world_size": 1,
-        "micro": order.batch_size,
-        "workers": 0,
-        "on_error": "fail",
-        "start_step": 0,
-        "total_steps": 2 * order.steps_per_epoch,
-        "pin_memory": False,
-    }
-    return list(
-        train_batches(source, train_transform(HEAVY, DATA), order, **{**options, **changes})
-    )
+    return list(batches_of(source, train_transform(HEAVY, DATA), order, **changes))
 
 
 def evaluate(source: Source, **changes: Any) -> list[Batch]:
@@ -178,19 +160,8 @@ def test_global_generators_are_left_alone(images: Source, workers: int):
     seed()
     drawn: list[tuple[float, float, float]] = []
     order = Order(len(images), 8, seed=5)
-    batches = train_batches(
-        images,
-        train_transform(HEAVY, DATA),
-        order,
-        seed=5,
-        rank=0,
-        world_size=1,
-        micro=8,
-        workers=workers,
-        on_error="fail",
-        start_step=0,
-        total_steps=4,
-        pin_memory=False,
+    batches = batches_of(
+        images, train_transform(HEAVY, DATA), order, workers=workers, total_steps=4
     )
     for _ in batches:
         drawn.append(draw())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,20 +12,15 @@ from torch import Tensor
 from finished import same_batches
 from graftwerk.axes import Batch
 from graftwerk.data.config import Augment, Folder
-from graftwerk.data.loader import Augmented, Sample, eval_batches, memory, train_batches
+from graftwerk.data.loader import Augmented, Sample, eval_batches, memory
 from graftwerk.data.order import Order
 from graftwerk.data.source import Raw, Source
 from graftwerk.data.transforms import Cropped, Pixels, train_transform
 from graftwerk.data.turns import at_once
 from graftwerk.errors import DataError
+from loading import batches_of, damage
 
 DATA = Folder.model_validate({"path": "."})
-
-
-def cut_off(source: Source, *positions: int) -> None:
-    for position in positions:
-        path = Path(source.name(position))
-        path.write_bytes(path.read_bytes()[:300])
 
 
 def image_of(sample: Sample) -> Tensor:
@@ -39,7 +34,7 @@ def image_of(sample: Sample) -> Tensor:
 def test_images_taken_in_turns_are_those_taken_one_by_one(
     images: Source, mode: str, interpolation: str
 ):
-    cut_off(images, 3, 4, 17)
+    damage(images, 3, 4, 17)
     Image.open(images.name(6)).convert("L").save(images.name(6))  # decoded by Pillow
     data = DATA.model_copy(update={"mode": mode})
     augment = Augment.model_validate(
@@ -68,7 +63,7 @@ def test_images_of_a_batch_are_written_where_they_stay(images: Source):
 
 
 def test_a_missing_image_leaves_no_hole(images: Source):
-    cut_off(images, 1)
+    damage(images, 1)
     augment = Augment(size=16, decode="fast", interpolation="bilinear")
     samples = Augmented(images, train_transform(augment, DATA), seed=5, replace=False)
     batch = samples.__getitems__([(0, 0, 0), (0, 1, 0), (0, 2, 0)])
@@ -82,23 +77,9 @@ def test_a_loader_process_hands_over_the_memory_that_it_wrote(images: Source):
     augment = Augment(size=16, decode="fast", interpolation="bilinear")
     order = Order(len(images), 8, seed=5)
 
-    def batches(workers: int) -> list[Batch]:
-        return list(
-            train_batches(
-                images,
-                train_transform(augment, DATA),
-                order,
-                seed=5,
-                rank=0,
-                world_size=1,
-                micro=8,
-                workers=workers,
-                on_error="fail",
-                start_step=0,
-                total_steps=4,
-                pin_memory=False,
-            )
-        )
+    def batches(workers: int) -> Iterator[Batch]:
+        transform = train_transform(augment, DATA)
+        return batches_of(images, transform, order, workers=workers, total_steps=4)
 
     for one, other in zip(batches(0), batches(1), strict=True):
         assert other.images_nchw.is_shared()

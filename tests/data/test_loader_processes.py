@@ -14,10 +14,10 @@ import torch
 
 from graftwerk.axes import Batch
 from graftwerk.data.config import Augment, Folder
-from graftwerk.data.loader import train_batches
 from graftwerk.data.order import Order
 from graftwerk.data.source import Source
 from graftwerk.data.transforms import train_transform
+from loading import batches_of
 
 CRASH = """
 import multiprocessing, sys
@@ -42,20 +42,9 @@ raise ValueError("a bug")
 
 def forty_batches(source: Source, workers: int) -> Iterator[Batch]:
     augment = Augment(size=16, policy="rand-m9-mstd0.5-inc1")
-    return train_batches(
-        source,
-        train_transform(augment, Folder(path=Path())),
-        Order(len(source), 2, seed=5),
-        seed=5,
-        rank=0,
-        world_size=1,
-        micro=2,
-        workers=workers,
-        on_error="fail",
-        start_step=0,
-        total_steps=40,
-        pin_memory=False,
-    )
+    transform = train_transform(augment, Folder(path=Path()))
+    order = Order(len(source), 2, seed=5)
+    return batches_of(source, transform, order, workers=workers, total_steps=40)
 
 
 @pytest.mark.parametrize("name", ["INT", "TERM", "USR1", "USR2"])

@@ -18,7 +18,7 @@ import torch
 from graftwerk.distributed import gather, join, sum_
 from graftwerk.doctor.finding import Finding, amount
 from graftwerk.launch.local import environment
-from graftwerk.ports import free_port
+from graftwerk.ports import free_port, is_free
 
 PORTS = (29_400, 29_500)
 """What torchrun meets at where nobody says otherwise."""
@@ -36,7 +36,7 @@ def check() -> Iterator[Finding]:
 
 
 def _ports() -> Finding:
-    taken = [port for port in PORTS if not _is_free(port)]
+    taken = [port for port in PORTS if not is_free(port)]
     if taken:
         ports = ", ".join(map(str, taken))
         advice = (
@@ -44,16 +44,6 @@ def _ports() -> Finding:
         )
         return Finding("ports", f"{ports} in use", "note", advice)
     return Finding("ports", f"{', '.join(map(str, PORTS))} free")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("", port))
-        except OSError:
-            return False
-    return True
 
 
 def _interface() -> Finding:
